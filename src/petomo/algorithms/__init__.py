@@ -1,0 +1,1 @@
+"""Solvers as generators yielding a status."""

@@ -1,0 +1,1 @@
+"""Resolution, atoms, figures and the report."""

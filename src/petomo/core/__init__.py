@@ -1,0 +1,1 @@
+"""Grids, electrons, poses and data handles: no physics, no files."""

@@ -1,0 +1,185 @@
+"""Immutable, lazy handles on a tilt series of 4D-STEM datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class PatternSource(Protocol):
+    """Anything that can hand out diffraction patterns by scan index without loading the rest."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(k, ky, kx)."""
+        ...
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Patterns ``(len(indices), ky, kx)`` in the order asked for, in the file's number type."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Patterns that already lie in memory (or in a memory map), shape ``(k, ky, kx)``."""
+
+    array: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(k, ky, kx)."""
+        return self.array.shape  # pyright: ignore[reportReturnType]
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Patterns in the order asked for."""
+        return np.asarray(self.array[indices])
+
+
+def scan_positions(scan_shape: tuple[int, int], scan_step: tuple[float, float], rotation: float = 0.0) -> Tensor:
+    """Nominal scan positions ``(k, 2)`` as (x, y) in angstrom, origin at the centre of the scan.
+
+    Parameters
+    ----------
+    scan_shape : (int, int)
+        (scan_y, scan_x), flattened row by row.
+    scan_step : (float, float)
+        Step along (y, x) in angstrom.
+    rotation : float
+        Angle in radian from the scan's fast axis to the detector's x axis.
+    """
+    ny, nx = scan_shape
+    y = (torch.arange(ny, dtype=torch.float64) - (ny - 1) / 2) * scan_step[0]
+    x = (torch.arange(nx, dtype=torch.float64) - (nx - 1) / 2) * scan_step[1]
+    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).reshape(-1, 2)
+    c, s = np.cos(rotation), np.sin(rotation)
+    return grid @ torch.tensor([[c, s], [-s, c]], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class FourDSTEM:
+    """One tilt: diffraction patterns on a scan grid, with their calibration.
+
+    Parameters
+    ----------
+    source : PatternSource
+        Centred patterns in counts, zero frequency at ``n // 2``.
+    energy_ev, semiangle_mrad : float
+        Beam energy and convergence semi-angle.
+    scan_shape : (int, int)
+        (scan_y, scan_x).
+    scan_step : (float, float)
+        Step along (y, x) in angstrom.
+    detector_sampling : (float, float)
+        Detector pixel along (ky, kx) in 1/angstrom.
+    stage_tilt : float
+        Nominal stage tilt about y in radian.
+    defocus : float or None
+        First guess in angstrom, positive = underfocus (C10 = -defocus).
+    scan_rotation : float
+        Radian, see `scan_positions`.
+    counts_per_electron : float
+        Detector gain; `patterns` returns electrons.
+    flip : (bool, bool, bool)
+        Flip the patterns up-down, left-right, then transpose, in that order.
+    name : str
+        For messages: the file or key it came from.
+    """
+
+    source: PatternSource
+    energy_ev: float
+    semiangle_mrad: float
+    scan_shape: tuple[int, int]
+    scan_step: tuple[float, float]
+    detector_sampling: tuple[float, float]
+    stage_tilt: float = 0.0
+    defocus: float | None = None
+    scan_rotation: float = 0.0
+    counts_per_electron: float = 1.0
+    flip: tuple[bool, bool, bool] = (False, False, False)
+    name: str = ""
+
+    def __post_init__(self):
+        k = self.scan_shape[0] * self.scan_shape[1]
+        if self.source.shape[0] != k:
+            raise ValueError(
+                f"{self.name or 'dataset'}: {self.source.shape[0]} patterns do not fill a scan of "
+                f"{self.scan_shape[0]} x {self.scan_shape[1]} positions"
+            )
+
+    def __len__(self) -> int:
+        return self.source.shape[0]
+
+    @property
+    def pattern_shape(self) -> tuple[int, int]:
+        """(ky, kx) after flips."""
+        ky, kx = self.source.shape[1:]
+        return (kx, ky) if self.flip[2] else (ky, kx)
+
+    @property
+    def pixel_size(self) -> tuple[float, float]:
+        """Real-space pixel (y, x) in angstrom whose Nyquist frequency is the detector's edge."""
+        (ky, kx), (dy, dx) = self.pattern_shape, self.detector_sampling
+        return (1 / (ky * dy), 1 / (kx * dx))
+
+    def patterns(self, indices: np.ndarray | Sequence[int] | slice | None = None) -> np.ndarray:
+        """Electrons per pixel, float32 ``(k, ky, kx)``, centred, flips applied; only these are read."""
+        if indices is None:
+            indices = slice(None)
+        index = np.arange(len(self))[indices] if isinstance(indices, slice) else np.asarray(indices)
+        out = self.source.read(index)
+        up_down, left_right, transpose = self.flip
+        if up_down:
+            out = out[:, ::-1]
+        if left_right:
+            out = out[:, :, ::-1]
+        if transpose:
+            out = out.transpose(0, 2, 1)
+        return np.ascontiguousarray(out, dtype=np.float32) / np.float32(self.counts_per_electron)
+
+    def positions(self) -> Tensor:
+        """Nominal scan positions ``(k, 2)``, (x, y) in angstrom, float64."""
+        return scan_positions(self.scan_shape, self.scan_step, self.scan_rotation)
+
+    @property
+    def scan_area(self) -> float:
+        """Scanned area in square angstrom."""
+        return len(self) * self.scan_step[0] * self.scan_step[1]
+
+
+@dataclass(frozen=True)
+class TiltSeries:
+    """A tuple of tilts, in the order given."""
+
+    tilts: tuple[FourDSTEM, ...]
+    name: str = field(default="")
+
+    def __post_init__(self):
+        if not self.tilts:
+            raise ValueError("a tilt series needs at least one tilt")
+        for key in ("pattern_shape", "energy_ev", "detector_sampling"):
+            values = [getattr(t, key) for t in self.tilts]
+            for tilt, value in zip(self.tilts, values, strict=True):
+                if value != values[0]:
+                    raise ValueError(
+                        f"{tilt.name}: {key} is {value}, but {self.tilts[0].name} has {values[0]}; "
+                        "all tilts of a series need the same"
+                    )
+
+    def __len__(self) -> int:
+        return len(self.tilts)
+
+    def __iter__(self):
+        return iter(self.tilts)
+
+    def __getitem__(self, index: int) -> FourDSTEM:
+        return self.tilts[index]
+
+    @property
+    def stage_tilts(self) -> Tensor:
+        """Nominal stage tilts in radian, float64."""
+        return torch.tensor([t.stage_tilt for t in self.tilts], dtype=torch.float64)

@@ -1,0 +1,1 @@
+"""Modules that own the parameters of a forward model."""

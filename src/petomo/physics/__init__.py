@@ -1,0 +1,1 @@
+"""Pure, differentiable tensor functions, one per equation of the paper."""

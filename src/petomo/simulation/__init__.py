@@ -1,0 +1,1 @@
+"""Tilt series simulated from rotated atoms."""

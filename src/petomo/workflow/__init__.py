@@ -1,0 +1,1 @@
+"""Configuration, stages and the run folder."""

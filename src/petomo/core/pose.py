@@ -53,7 +53,7 @@ class Poses:
     @classmethod
     def from_matrices(cls, matrices: Tensor, tau: Tensor) -> Poses:
         """Poses from rotation matrices ``(tilt, 3, 3)`` and shifts."""
-        psi, theta, phi = roma.rotmat_to_euler("ZYX", matrices)
+        psi, theta, phi = roma.rotmat_to_euler("ZYX", matrices).unbind(-1)
         return cls(phi, theta, psi, tau)
 
     def matrices(self) -> Tensor:

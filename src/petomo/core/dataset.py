@@ -40,7 +40,9 @@ class ArraySource:
         return np.asarray(self.array[indices])
 
 
-def scan_positions(scan_shape: tuple[int, int], scan_step: tuple[float, float], rotation: float = 0.0) -> Tensor:
+def scan_positions(
+    scan_shape: tuple[int, int], scan_step: tuple[float, float], rotation: float = 0.0
+) -> Tensor:
     """Nominal scan positions ``(k, 2)`` as (x, y) in angstrom, origin at the centre of the scan.
 
     Parameters

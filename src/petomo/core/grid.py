@@ -24,9 +24,13 @@ class Grid:
     pixel_size: tuple[float, ...]
 
     def __init__(self, shape: tuple[int, ...], pixel_size: float | tuple[float, ...]):
-        sizes = (float(pixel_size),) * len(shape) if isinstance(pixel_size, (int, float)) else tuple(pixel_size)
+        sizes = (
+            (float(pixel_size),) * len(shape) if isinstance(pixel_size, (int, float)) else tuple(pixel_size)
+        )
         if len(sizes) != len(shape) or any(n < 1 for n in shape) or any(not p > 0 for p in sizes):
-            raise ValueError(f"grid needs one positive size per axis, got shape {shape}, pixel_size {pixel_size}")
+            raise ValueError(
+                f"grid needs one positive size per axis, got shape {shape}, pixel_size {pixel_size}"
+            )
         object.__setattr__(self, "shape", tuple(int(n) for n in shape))
         object.__setattr__(self, "pixel_size", sizes)
 

@@ -80,7 +80,9 @@ class Poses:
 
     def detach(self) -> Poses:
         """Copy cut from the graph, in float64."""
-        return Poses(*(t.detach().to("cpu", torch.float64).clone() for t in (self.phi, self.theta, self.psi, self.tau)))
+        return Poses(
+            *(t.detach().to("cpu", torch.float64).clone() for t in (self.phi, self.theta, self.psi, self.tau))
+        )
 
 
 def fit_rigid(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

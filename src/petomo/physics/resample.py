@@ -1,0 +1,269 @@
+"""A_theta,tau and B_b: the rotated, translated volume binned into slices (paper Eq. 12 and 14).
+
+The rotation is ``Rz(psi) Ry(theta) Rx(phi)``. Each factor turns one plane, so no 3D interpolation is
+needed: phi is a Fourier rotation of the (z, y) planes, theta and the binning along the beam are ONE
+sparse matrix from (z, x) to (slice, x), the same for every y, and psi and tau act on the few binned
+slices by Fourier shears. `rotate_and_bin_reference` does the same by 3D interpolation, as a check.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from petomo.core.pose import rotation_matrices
+from petomo.physics.fourier import rotate_plane
+
+Interpolation = Literal["linear", "cubic", "spline"]
+
+
+@dataclass(frozen=True)
+class SliceGeometry:
+    """Output of `rotate_and_bin`.
+
+    Parameters
+    ----------
+    slices : int
+        Number of slices along the beam.
+    thickness : float
+        Slice thickness in angstrom; need not be a multiple of the voxel.
+    shape : (int, int)
+        Lateral shape ``y x`` of every slice; the optical axis is at ``n // 2``.
+    voxel : float
+        Lateral sampling and volume voxel in angstrom.
+    """
+
+    slices: int
+    thickness: float
+    shape: tuple[int, int]
+    voxel: float
+
+    @property
+    def samples(self) -> int:
+        """Samples of the volume per slice, never coarser than a voxel."""
+        return max(1, math.ceil(self.thickness / self.voxel - 1e-9))
+
+
+# ------------------------------------------------------------------ kernels
+
+
+def _linear(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return 1 - np.abs(t), -np.sign(t)
+
+
+def _keys(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # Keys 1981, a = -1/2
+    u, sign = np.abs(t), np.sign(t)
+    near, far = 1.5 * u**3 - 2.5 * u**2 + 1, -0.5 * u**3 + 2.5 * u**2 - 4 * u + 2
+    near_slope, far_slope = 4.5 * u**2 - 5 * u, -1.5 * u**2 + 5 * u - 4
+    return np.where(u < 1, near, far), np.where(u < 1, near_slope, far_slope) * sign
+
+
+def _spline(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # cubic B-spline (Unser 1999), used with the prefilter of `_prefilter_matrix`
+    u, sign = np.abs(t), np.sign(t)
+    near, far = 2 / 3 - u**2 + u**3 / 2, (2 - u) ** 3 / 6
+    near_slope, far_slope = -2 * u + 1.5 * u**2, -((2 - u) ** 2) / 2
+    return np.where(u < 1, near, far), np.where(u < 1, near_slope, far_slope) * sign
+
+
+_KERNELS = {"linear": (_linear, 1), "cubic": (_keys, 2), "spline": (_spline, 2)}
+
+
+@lru_cache(maxsize=32)
+def _prefilter_matrix(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Inverse of the B-spline sampling matrix: voxel values to spline coefficients, zero outside."""
+    sampling = (
+        np.diag(np.full(n, 2 / 3)) + np.diag(np.full(n - 1, 1 / 6), 1) + np.diag(np.full(n - 1, 1 / 6), -1)
+    )
+    return torch.as_tensor(np.linalg.inv(sampling), dtype=dtype, device=device)
+
+
+# ------------------------------------------------------------ sparse matrix
+
+
+class _Csr(NamedTuple):
+    """Rows of a sparse matrix for `embedding_bag`."""
+
+    indices: Tensor
+    offsets: Tensor
+    weights: Tensor
+
+    def apply(self, dense: Tensor) -> Tensor:
+        return torch.nn.functional.embedding_bag(
+            self.indices,
+            dense,
+            self.offsets,
+            mode="sum",
+            per_sample_weights=self.weights,
+            include_last_offset=True,
+        )
+
+
+def _to_csr(matrix: scipy.sparse.csr_matrix, dtype: torch.dtype, device: torch.device) -> _Csr:
+    return _Csr(
+        torch.as_tensor(matrix.indices.astype(np.int64), device=device),
+        torch.as_tensor(matrix.indptr.astype(np.int64), device=device),
+        torch.as_tensor(matrix.data, dtype=dtype, device=device),
+    )
+
+
+def _tilt_matrix(
+    theta: float, depth: int, width: int, geometry: SliceGeometry, kind: Interpolation, derivative: bool
+) -> scipy.sparse.csr_matrix:
+    """Sparse ``(slice * x_out, z * x_in)`` matrix of Ry(theta) and the line integral over each slice, in voxels."""
+    kernel, half = _KERNELS[kind]
+    s, n, out = geometry.slices, geometry.samples, geometry.shape[1]
+    step = geometry.thickness / n / geometry.voxel
+    z_lab = (np.arange(s * n) - (s * n - 1) / 2) * step
+    x_lab = np.arange(out) - out // 2.0
+    z_lab, x_lab = np.meshgrid(z_lab, x_lab, indexing="ij")
+    c, si = math.cos(theta), math.sin(theta)
+    # Ry: x_lab = c x + s z, z_lab = -s x + c z
+    x, z = c * x_lab - si * z_lab, si * x_lab + c * z_lab
+    dx, dz = -si * x_lab - c * z_lab, c * x_lab - si * z_lab  # with respect to theta
+    row = np.broadcast_to((np.arange(s * n) // n)[:, None] * out + np.arange(out), x.shape)
+    rows, columns, values = [], [], []
+    x0, z0 = np.floor(x).astype(np.int64), np.floor(z).astype(np.int64)
+    taps = range(1 - half, half + 1)
+    wx, wz = [kernel(x - (x0 + k)) for k in taps], [kernel(z - (z0 + k)) for k in taps]
+    for a, kz in enumerate(taps):
+        iz = z0 + kz + depth // 2
+        for b, kx in enumerate(taps):
+            ix = x0 + kx + width // 2
+            inside = (iz >= 0) & (iz < depth) & (ix >= 0) & (ix < width)
+            if derivative:
+                weight = wz[a][0] * wx[b][1] * dx + wz[a][1] * wx[b][0] * dz
+            else:
+                weight = wz[a][0] * wx[b][0]
+            rows.append(row[inside])
+            columns.append((iz * width + ix)[inside])
+            values.append(weight[inside] * step)
+    triplets = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
+    return scipy.sparse.coo_matrix(triplets, shape=(s * out, depth * width)).tocsr()
+
+
+@lru_cache(maxsize=256)
+def _tilt_operator(theta, depth, width, geometry, kind, dtype, device) -> tuple[_Csr, _Csr]:
+    matrix = _tilt_matrix(theta, depth, width, geometry, kind, derivative=False)
+    return _to_csr(matrix, dtype, device), _to_csr(matrix.T.tocsr(), dtype, device)
+
+
+class _TiltAndBin(torch.autograd.Function):
+    """``(z, x, y)`` to ``(slice, x, y)`` with the exact adjoint and the gradient for theta."""
+
+    @staticmethod
+    def forward(ctx, volume, theta, geometry, kind):
+        depth, width, height = volume.shape
+        angle = float(theta)
+        matrix, _ = _tilt_operator(angle, depth, width, geometry, kind, volume.dtype, volume.device)
+        ctx.save_for_backward(volume if ctx.needs_input_grad[1] else volume.new_empty(0))
+        ctx.args = (angle, depth, width, height, geometry, kind)
+        return matrix.apply(volume.reshape(depth * width, height)).view(
+            geometry.slices, geometry.shape[1], height
+        )
+
+    @staticmethod
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
+        angle, depth, width, height, geometry, kind = ctx.args
+        flat = gradient.reshape(-1, height).contiguous()
+        grad_volume = grad_theta = None
+        if ctx.needs_input_grad[0]:
+            _, adjoint = _tilt_operator(angle, depth, width, geometry, kind, flat.dtype, flat.device)
+            grad_volume = adjoint.apply(flat).view(depth, width, height)
+        if ctx.needs_input_grad[1]:
+            (volume,) = ctx.saved_tensors
+            slope = _tilt_matrix(angle, depth, width, geometry, kind, derivative=True)
+            moved = _to_csr(slope, flat.dtype, flat.device).apply(volume.reshape(depth * width, height))
+            grad_theta = (moved * flat).sum()
+        return grad_volume, grad_theta, None, None
+
+
+# ---------------------------------------------------------------- operator
+
+
+def rotate_and_bin(
+    volume: Tensor,
+    phi: Tensor,
+    theta: Tensor,
+    psi: Tensor,
+    tau: Tensor,
+    geometry: SliceGeometry,
+    interpolation: Interpolation = "spline",
+) -> Tensor:
+    """Slices ``B_b A_Theta,tau V`` in volt angstrom: the potential integrated over each slice.
+
+    Differentiable with respect to everything but the geometry. Outside the volume is vacuum.
+
+    Parameters
+    ----------
+    volume : Tensor
+        Real potential in volts, ``z y x``, origin at ``n // 2``.
+    phi, theta, psi : Tensor
+        Angles in radian (0-dim), paper Eq. 11.
+    tau : Tensor
+        Shift (x, y) in angstrom.
+    geometry : SliceGeometry
+        Slices to make.
+    interpolation : {"spline", "cubic", "linear"}
+        Kernel in the (z, x) plane: cubic B-spline with prefilter, Keys' cubic convolution, or linear.
+
+    Returns
+    -------
+    Tensor
+        ``(slice, y, x)``; slice ``s`` is centred on the beam at ``z = (s - (S - 1) / 2) thickness``.
+    """
+    dtype = volume.dtype
+    if phi.requires_grad or float(phi) != 0.0:
+        # Rx turns +y towards +z: planes (z, y) for every x
+        volume = rotate_plane(volume.permute(2, 0, 1), phi).permute(1, 2, 0)
+    planes = volume.permute(0, 2, 1)
+    if interpolation == "spline":
+        mz = _prefilter_matrix(planes.shape[0], dtype, planes.device)
+        mx = _prefilter_matrix(planes.shape[1], dtype, planes.device)
+        planes = torch.matmul(mx, torch.tensordot(mz, planes, dims=1))
+    stack = _TiltAndBin.apply(planes.contiguous(), theta, geometry, interpolation).permute(0, 2, 1)  # pyright: ignore
+    stack = _fit(stack, geometry.shape[0], dim=1) * geometry.voxel
+    still = not (psi.requires_grad or tau.requires_grad) and float(psi) == 0.0 and not bool(tau.any())
+    if still:
+        return stack.contiguous()
+    shift = tau.to(dtype) / geometry.voxel
+    return rotate_plane(stack, psi, (shift[0], shift[1]))
+
+
+def _fit(stack: Tensor, size: int, dim: int) -> Tensor:
+    """Crop or zero-pad one axis, keeping ``n // 2`` where it is."""
+    have = stack.shape[dim]
+    before = size // 2 - have // 2
+    after = size - have - before
+    pad = [0] * (2 * (stack.ndim - dim))
+    pad[-2], pad[-1] = before, after
+    return torch.nn.functional.pad(stack, pad)
+
+
+def rotate_and_bin_reference(
+    volume: Tensor, phi: Tensor, theta: Tensor, psi: Tensor, tau: Tensor, geometry: SliceGeometry
+) -> Tensor:
+    """The same operator by one trilinear 3D interpolation: slow and blurring, for tests and comparisons."""
+    dtype, device = volume.dtype, volume.device
+    rotation = rotation_matrices(phi, theta, psi).to(dtype)
+    s, n, (ny, nx) = geometry.slices, geometry.samples, geometry.shape
+    step = geometry.thickness / n / geometry.voxel
+    z = (torch.arange(s * n, dtype=dtype, device=device) - (s * n - 1) / 2) * step
+    y = torch.arange(ny, dtype=dtype, device=device) - ny // 2
+    x = torch.arange(nx, dtype=dtype, device=device) - nx // 2
+    shift = tau.to(dtype) / geometry.voxel
+    zz, yy, xx = torch.meshgrid(z, y, x, indexing="ij")
+    lab = torch.stack([xx - shift[0], yy - shift[1], zz], dim=-1)
+    sample = lab @ rotation  # R^T applied to row vectors
+    size = torch.tensor(volume.shape[::-1], dtype=dtype, device=device)
+    normalised = 2 * (sample + size.div(2, rounding_mode="floor")) / (size - 1) - 1
+    out = torch.nn.functional.grid_sample(volume[None, None], normalised[None], align_corners=True)[0, 0]
+    return out.view(s, n, ny, nx).sum(1) * step * geometry.voxel

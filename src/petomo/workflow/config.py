@@ -1,0 +1,304 @@
+"""The configuration of a run: every key, its unit, its default and its limits.
+
+Read with `load_config`; a mistake is a sentence that names file, line and key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from petomo.io.atomic import write_text
+from petomo.io.settings import DataSettings, Section
+from petomo.io.yaml import Document, apply_overrides, dump_yaml, read_yaml, validate
+
+Loss = Literal["amplitude", "poisson"]
+
+
+class Schedule(Section):
+    """When and how fast one unknown is refined."""
+
+    step_size: NonNegativeFloat = Field(1.0, description="relative step; 0 leaves the unknown as it is")
+    start: NonNegativeInt = Field(0, description="first iteration in which it is refined")
+    stop: PositiveInt | None = Field(None, description="iteration at which refinement ends; null = never")
+
+    def active(self, iteration: int) -> bool:
+        """Whether the unknown is refined in this iteration (counted from 0)."""
+        return self.step_size > 0 and self.start <= iteration and (self.stop is None or iteration < self.stop)
+
+
+class VolumeSettings(Section):
+    """The grid of the potential."""
+
+    voxel_angstrom: PositiveFloat | None = Field(None, description="null = the detector's real-space pixel")
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
+        None, description="[z, y, x] voxels; null = from the field of view and the thickness"
+    )
+    thickness_angstrom: PositiveFloat | None = Field(
+        None, description="extent along the beam at zero tilt; null = as wide as the field of view"
+    )
+
+
+class BrightFieldSettings(Section):
+    """Step 1a: direct phase images and the probe's aberrations."""
+
+    method: Literal["auto", "ssb", "weak_phase", "parallax", "none"] = "auto"
+    fit: list[Literal["C10", "C12"]] = Field(["C10", "C12"], description="aberrations to fit")
+    defocus_range_angstrom: tuple[float, float] = Field(
+        (-300.0, 300.0), description="[lowest, highest] defocus searched, relative to the first guess"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> BrightFieldSettings:
+        if self.defocus_range_angstrom[0] >= self.defocus_range_angstrom[1]:
+            raise ValueError("has a defocus_range_angstrom that is not [lowest, highest]")
+        return self
+
+
+class PtychographySettings(Section):
+    """Step 1b: one multislice mixed-state ptychography per tilt (paper, Algorithm 1)."""
+
+    slices: PositiveInt = Field(4, description="slices of the object")
+    slice_thickness_angstrom: PositiveFloat | None = Field(None, description="null = thickness / slices")
+    probe_modes: PositiveInt = 3
+    iterations: NonNegativeInt = 40
+    batch_size: PositiveInt = Field(64, description="patterns per step")
+    loss: Loss = "amplitude"
+    object: Schedule = Schedule(step_size=1.0)
+    probe: Schedule = Schedule(step_size=1.0, start=3)
+    positions: Schedule = Schedule(step_size=0.5, start=10)
+    affine: bool = Field(True, description="refine one affine map of the scan beside the single positions")
+
+
+class AlignmentSettings(Section):
+    """Step 2: poses and a first volume from the projections (paper, Algorithm 2)."""
+
+    iterations: NonNegativeInt = Field(20, description="outer iterations")
+    inner_iterations: PositiveInt = Field(10, description="volume updates per outer iteration")
+    downsample: PositiveInt = Field(2, description="binning of the projections at the start")
+    background_threshold: NonNegativeFloat = Field(
+        0.05, description="phases below this share of the maximum count as background"
+    )
+    refine: list[Literal["shifts", "theta", "phi", "psi"]] = ["shifts", "theta", "phi", "psi"]
+    poses: str | None = Field(None, description="a poses.json to start from instead of aligning")
+
+
+class _Regularizer(Section):
+    start: NonNegativeInt = Field(0, description="first iteration in which it acts")
+    stop: PositiveInt | None = Field(None, description="iteration at which it ends; null = never")
+
+
+class L1Imaginary(_Regularizer):
+    """Soft threshold of the potential's imaginary part (paper Eq. 17)."""
+
+    type: Literal["l1_imaginary"]
+    weight: NonNegativeFloat
+
+
+class L1Real(_Regularizer):
+    """Soft threshold of the potential's real part."""
+
+    type: Literal["l1_real"]
+    weight: NonNegativeFloat
+
+
+class NonNegative(_Regularizer):
+    """No negative potential."""
+
+    type: Literal["nonnegative"]
+
+
+class Butterworth(_Regularizer):
+    """Radial low-pass."""
+
+    type: Literal["butterworth"]
+    cutoff_per_angstrom: PositiveFloat
+    order: PositiveFloat = 2.0
+
+
+class DepthKernel(_Regularizer):
+    """Missing-cone filter of the gradient along the beam."""
+
+    type: Literal["depth_kernel"]
+    weight: NonNegativeFloat
+    alpha: NonNegativeFloat = 1.0
+
+
+class TotalVariation(_Regularizer):
+    """Isotropic 3D total variation."""
+
+    type: Literal["total_variation"]
+    weight: NonNegativeFloat
+
+
+class Gaussian(_Regularizer):
+    """Gaussian low-pass."""
+
+    type: Literal["gaussian"]
+    sigma_angstrom: PositiveFloat
+
+
+class Support(_Regularizer):
+    """Nothing outside the specimen's own low-resolution outline."""
+
+    type: Literal["support"]
+    threshold: PositiveFloat = Field(0.1, description="share of the smoothed maximum that counts as specimen")
+    grow_angstrom: NonNegativeFloat = 3.0
+
+
+Regularizer = Annotated[
+    L1Imaginary | L1Real | NonNegative | Butterworth | DepthKernel | TotalVariation | Gaussian | Support,
+    Field(discriminator="type"),
+]
+
+
+class EndToEndSettings(Section):
+    """Step 3: one volume against all diffraction patterns (paper, Algorithm 3)."""
+
+    iterations: NonNegativeInt = 60
+    batch_size: PositiveInt = Field(64, description="patterns per step")
+    slices: PositiveInt | None = Field(None, description="slices the volume is binned to")
+    slice_thickness_angstrom: PositiveFloat | None = Field(
+        None, description="thickness of a slice in angstrom"
+    )
+    probe_modes: PositiveInt | None = Field(None, description="null = as many as ptychography gave")
+    loss: Loss = "amplitude"
+    solver: Literal["preconditioned", "sgd"] = "preconditioned"
+    interpolation: Literal["auto", "linear", "cubic", "shear"] = "auto"
+    absorption: bool = Field(False, description="true = complex potential")
+    volume: Schedule = Schedule(step_size=1.0)
+    probe: Schedule = Schedule(step_size=1.0, start=10)
+    positions: Schedule = Schedule(step_size=0.5, start=15)
+    poses: Schedule = Schedule(step_size=0.5, start=20)
+    regularizers: list[Regularizer] = []
+
+    @model_validator(mode="after")
+    def _one_slicing(self) -> EndToEndSettings:
+        if self.slices is not None and self.slice_thickness_angstrom is not None:
+            raise ValueError("gives both slices and slice_thickness_angstrom; give one of them")
+        return self
+
+
+class FSCSettings(Section):
+    """Fourier shell correlation of two half sets."""
+
+    half_sets: bool = Field(False, description="true = reconstruct two half sets as well (doubles the time)")
+    split: Literal["checkerboard"] = "checkerboard"
+
+
+class AtomSettings(Section):
+    """Atom tracing."""
+
+    elements: list[str] | None = Field(None, description="chemical symbols expected; null = positions only")
+    min_distance_angstrom: PositiveFloat = 1.5
+    threshold: NonNegativeFloat | None = Field(
+        None, description="lowest peak in volts; null = from the noise"
+    )
+
+
+class AnalysisSettings(Section):
+    """What is measured on the final volume."""
+
+    fsc: FSCSettings = FSCSettings()
+    atoms: AtomSettings = AtomSettings()
+
+
+class ComputeSettings(Section):
+    """Where and how the numbers are crunched."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: PositiveInt | None = Field(None, description="processor threads; null = what torch chooses")
+    precision: Literal["float32", "float64"] = "float32"
+    seed: NonNegativeInt = 0
+
+
+class OutputSettings(Section):
+    """What is kept while running."""
+
+    save_every: PositiveInt = Field(10, description="iterations between checkpoints")
+
+
+class Config(Section):
+    """A whole run."""
+
+    version: Literal[1] = 1
+    name: str = Field("", description="default: the YAML file's name")
+    data: DataSettings = DataSettings()  # pyright: ignore[reportCallIssue]
+    volume: VolumeSettings = VolumeSettings()  # pyright: ignore[reportCallIssue]
+    bright_field: BrightFieldSettings = BrightFieldSettings()  # pyright: ignore[reportCallIssue]
+    ptychography: PtychographySettings = PtychographySettings()  # pyright: ignore[reportCallIssue]
+    alignment: AlignmentSettings = AlignmentSettings()  # pyright: ignore[reportCallIssue]
+    end_to_end: EndToEndSettings = EndToEndSettings()  # pyright: ignore[reportCallIssue]
+    analysis: AnalysisSettings = AnalysisSettings()
+    compute: ComputeSettings = ComputeSettings()  # pyright: ignore[reportCallIssue]
+    output: OutputSettings = OutputSettings()  # pyright: ignore[reportCallIssue]
+
+
+OTHER_NAMES = {
+    "kv": "energy_kev", "voltage": "energy_kev", "energy": "energy_kev", "probe_kv": "energy_kev",
+    "energy_ev": "energy_kev", "conv_angle": "semiangle_mrad", "convergence_angle": "semiangle_mrad",
+    "probe_conv_angle": "semiangle_mrad", "semiangle": "semiangle_mrad", "semiangle_cutoff": "semiangle_mrad",
+    "semiconvergence_angle": "semiangle_mrad", "defocus": "defocus_angstrom", "c10": "defocus_angstrom",
+    "df": "defocus_angstrom", "step_size_angstrom": "scan_step_angstrom", "scan_step": "scan_step_angstrom",
+    "pos_scan_step_size": "scan_step_angstrom", "scan_rotation": "scan_rotation_degree",
+    "com_rotation": "scan_rotation_degree", "rotation": "scan_rotation_degree", "transpose": "flip",
+    "meas_flipt": "flip", "dk": "dk_per_angstrom", "dx": "real_pixel_angstrom", "diff_step":
+    "diffraction_step_mrad", "tilt": "stage_tilt_degree", "tilt_degree": "stage_tilt_degree",
+    "tilt_angles": "stage_tilt_degree", "angles": "stage_tilt_degree", "obj_tilts": "stage_tilt_degree",
+    "folder": "root", "path": "root", "files": "tilts", "voxel": "voxel_angstrom", "voxel_size":
+    "voxel_angstrom", "pixel_size": "voxel_angstrom", "thickness": "thickness_angstrom", "lr": "step_size",
+    "learning_rate": "step_size", "start_iter": "start", "after": "start", "end_iter": "stop", "end": "stop",
+    "niter": "iterations", "num_iter": "iterations", "num_iters": "iterations", "epochs": "iterations",
+    "obj_nlayer": "slices", "num_slices": "slices", "nlayer": "slices", "dz": "slice_thickness_angstrom",
+    "obj_slice_thickness": "slice_thickness_angstrom", "slice_thickness": "slice_thickness_angstrom",
+    "num_probes": "probe_modes", "probe_pmode_max": "probe_modes", "pmode_max": "probe_modes", "modes":
+    "probe_modes", "max_batch_size": "batch_size", "grouping": "batch_size", "noise_model": "loss",
+    "optimizer": "solver", "sigma": "sigma_angstrom", "cutoff": "cutoff_per_angstrom", "min_distance":
+    "min_distance_angstrom", "dtype": "precision", "n_threads": "threads", "random_seed": "seed",
+}  # fmt: skip
+"""Names other programs use, to our names; only for suggestions."""
+
+PATHS = (("data", "root"), ("data", "stage_tilt_degree"), ("alignment", "poses"))
+
+
+def _resolve_paths(document: Document, overridden: set[str], folder: Path) -> Document:
+    """Make paths absolute: from the YAML file's folder, or the working folder where given by --set."""
+    values: dict[str, Any] = dict(document.values)
+    if values.get("data") is None or isinstance(values["data"], dict):
+        values["data"] = {"root": str(folder), **(values.get("data") or {})}
+    for section, key in PATHS:
+        group = values.get(section)
+        if isinstance(group, dict) and isinstance(group.get(key), str):
+            base = Path.cwd() if overridden & {section, f"{section}.{key}"} else folder
+            values[section] = group | {key: str((base / Path(group[key]).expanduser()).resolve())}
+    return Document(document.source, values, document.places)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read, override and validate a configuration.
+
+    Parameters
+    ----------
+    path : path
+        YAML 1.2 file. Relative paths in it count from its own folder.
+    overrides : sequence of str
+        ``a.b=value`` strings; relative paths in them count from the working folder.
+
+    Raises
+    ------
+    UserError
+        One sentence per mistake.
+    """
+    document = apply_overrides(read_yaml(path), overrides)
+    overridden = {override.partition("=")[0] for override in overrides}
+    document = _resolve_paths(document, overridden, Path(path).resolve().parent)
+    document.values.setdefault("name", Path(path).stem)
+    return validate(document, Config, OTHER_NAMES)
+
+
+def dump_config(config: Config, path: str | Path) -> None:
+    """Write the configuration with every default filled in; `load_config` gives it back."""
+    write_text(path, dump_yaml(config.model_dump(mode="json")))

@@ -51,44 +51,50 @@ PositivePair = Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(_p
 class DataSettings(Section):
     """Where the tilt series lies and what its files do not say."""
 
-    root: str | None = Field(None, description="folder of the tilt series; default: the YAML file's own")
+    root: str | None = Field(
+        default=None, description="folder of the tilt series; default: the YAML file's own"
+    )
     tilts: str | list[str] = Field(
-        "*.h5", description="a glob or a list of files, one per tilt, sorted by name"
+        default="*.h5", description="a glob or a list of files, one per tilt, sorted by name"
     )
     dataset: str | None = Field(
-        None, description="path inside HDF5 or Zarr; default: the only dataset that fits"
+        default=None, description="path inside HDF5 or Zarr; default: the only dataset that fits"
     )
     stage_tilt_degree: list[float] | str | None = Field(
-        None,
+        default=None,
         description="one angle per tilt: a list, or a .tlt, .rawtlt or .json file; default: from the files",
     )
-    exclude: list[Annotated[int, Field(ge=0)]] = Field([], description="tilts left out, counted from 0")
-    energy_kev: PositiveFloat | None = Field(None, description="beam energy in keV")
-    semiangle_mrad: PositiveFloat | None = Field(None, description="convergence semi-angle in mrad")
+    exclude: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[], description="tilts left out, counted from 0"
+    )
+    energy_kev: PositiveFloat | None = Field(default=None, description="beam energy in keV")
+    semiangle_mrad: PositiveFloat | None = Field(default=None, description="convergence semi-angle in mrad")
     scan_shape: tuple[PositiveInt, PositiveInt] | None = Field(
-        None, description="[scan_y, scan_x], needed where the file holds a plain list of patterns"
+        default=None, description="[scan_y, scan_x], needed where the file holds a plain list of patterns"
     )
     scan_step_angstrom: PositivePair | None = Field(
-        None, description="scan step in angstrom, [y, x] or one number"
+        default=None, description="scan step in angstrom, [y, x] or one number"
     )
     scan_rotation_degree: float | None = Field(
-        None, description="angle from the scan's fast axis to the detector's x axis in degrees"
+        default=None, description="angle from the scan's fast axis to the detector's x axis in degrees"
     )
     flip: tuple[bool, bool, bool] = Field(
-        (False, False, False), description="[up-down, left-right, transpose] of the patterns, in that order"
+        default=(False, False, False),
+        description="[up-down, left-right, transpose] of the patterns, in that order",
     )
     dk_per_angstrom: PositivePair | None = Field(
-        None, description="detector pixel in 1/angstrom as stored, [ky, kx] or one number"
+        default=None, description="detector pixel in 1/angstrom as stored, [ky, kx] or one number"
     )
     diffraction_step_mrad: PositivePair | None = Field(
-        None, description="detector pixel in mrad as stored, [ky, kx] or one number"
+        default=None, description="detector pixel in mrad as stored, [ky, kx] or one number"
     )
     real_pixel_angstrom: PositivePair | None = Field(
-        None, description="real-space pixel 1 / (n dk) of the patterns as stored, [y, x] or one number"
+        default=None,
+        description="real-space pixel 1 / (n dk) of the patterns as stored, [y, x] or one number",
     )
-    counts_per_electron: PositiveFloat = Field(1.0, description="detector gain")
+    counts_per_electron: PositiveFloat = Field(default=1.0, description="detector gain")
     defocus_angstrom: float | None = Field(
-        None, description="first guess in angstrom, positive = underfocus (C10 = -defocus)"
+        default=None, description="first guess in angstrom, positive = underfocus (C10 = -defocus)"
     )
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from petomo.core.errors import UserError
@@ -66,10 +67,10 @@ def _plain(node: Any) -> Any:
 
 def _places(node: Any, source: str, at: Location = ()) -> dict[Location, str]:
     """Line of every key and list item below ``node``."""
-    if not hasattr(node, "lc") or not isinstance(node, (Mapping, list)):
+    if not isinstance(node, (CommentedMap, CommentedSeq)):
         return {}
     found: dict[Location, str] = {}
-    for key in node if isinstance(node, Mapping) else range(len(node)):
+    for key in node if isinstance(node, CommentedMap) else range(len(node)):
         line = (node.lc.data or {}).get(key, (node.lc.line,))[0]
         found[*at, key] = f"{source} line {line + 1}"
         found |= _places(node[key], source, (*at, key))
@@ -153,7 +154,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
             raise UserError(
                 f"--set {override}: `{path[-1]}` is not inside a group of keys or a list that has it"
             )
-        target[path[-1]] = _parse_value(text, override)
+        target[path[-1]] = _parse_value(text, override)  # pyright: ignore[reportArgumentType, reportCallIssue]
         places = {at: place for at, place in places.items() if at[: len(path)] != path}
         places[path] = f"--set {override}"
     return Document(document.source, values, places)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from petomo.io.atomic import write_text
 from petomo.io.settings import DataSettings, Section
 from petomo.io.yaml import Document, apply_overrides, dump_yaml, read_yaml, validate
+from petomo.workflow.regularizer_settings import RegularizerSettings
 
 Loss = Literal["amplitude", "poisson"]
 
@@ -21,9 +22,13 @@ Loss = Literal["amplitude", "poisson"]
 class Schedule(Section):
     """When and how fast one unknown is refined."""
 
-    step_size: NonNegativeFloat = Field(1.0, description="relative step; 0 leaves the unknown as it is")
-    start: NonNegativeInt = Field(0, description="first iteration in which it is refined")
-    stop: PositiveInt | None = Field(None, description="iteration at which refinement ends; null = never")
+    step_size: NonNegativeFloat = Field(
+        default=1.0, description="relative step; 0 leaves the unknown as it is"
+    )
+    start: NonNegativeInt = Field(default=0, description="first iteration in which it is refined")
+    stop: PositiveInt | None = Field(
+        default=None, description="iteration at which refinement ends; null = never"
+    )
 
     def active(self, iteration: int) -> bool:
         """Whether the unknown is refined in this iteration (counted from 0)."""
@@ -33,12 +38,14 @@ class Schedule(Section):
 class VolumeSettings(Section):
     """The grid of the potential."""
 
-    voxel_angstrom: PositiveFloat | None = Field(None, description="null = the detector's real-space pixel")
+    voxel_angstrom: PositiveFloat | None = Field(
+        default=None, description="null = the detector's real-space pixel"
+    )
     shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
-        None, description="[z, y, x] voxels; null = from the field of view and the thickness"
+        default=None, description="[z, y, x] voxels; null = from the field of view and the thickness"
     )
     thickness_angstrom: PositiveFloat | None = Field(
-        None, description="extent along the beam at zero tilt; null = as wide as the field of view"
+        default=None, description="extent along the beam at zero tilt; null = as wide as the field of view"
     )
 
 
@@ -46,9 +53,9 @@ class BrightFieldSettings(Section):
     """Step 1a: direct phase images and the probe's aberrations."""
 
     method: Literal["auto", "ssb", "weak_phase", "parallax", "none"] = "auto"
-    fit: list[Literal["C10", "C12"]] = Field(["C10", "C12"], description="aberrations to fit")
+    fit: list[Literal["C10", "C12"]] = Field(default=["C10", "C12"], description="aberrations to fit")
     defocus_range_angstrom: tuple[float, float] = Field(
-        (-300.0, 300.0), description="[lowest, highest] defocus searched, relative to the first guess"
+        default=(-300.0, 300.0), description="[lowest, highest] defocus searched, relative to the first guess"
     )
 
     @model_validator(mode="after")
@@ -61,119 +68,56 @@ class BrightFieldSettings(Section):
 class PtychographySettings(Section):
     """Step 1b: one multislice mixed-state ptychography per tilt (paper, Algorithm 1)."""
 
-    slices: PositiveInt = Field(4, description="slices of the object")
-    slice_thickness_angstrom: PositiveFloat | None = Field(None, description="null = thickness / slices")
+    slices: PositiveInt = Field(default=4, description="slices of the object")
+    slice_thickness_angstrom: PositiveFloat | None = Field(
+        default=None, description="null = thickness / slices"
+    )
     probe_modes: PositiveInt = 3
     iterations: NonNegativeInt = 40
-    batch_size: PositiveInt = Field(64, description="patterns per step")
+    batch_size: PositiveInt = Field(default=64, description="patterns per step")
     loss: Loss = "amplitude"
     object: Schedule = Schedule(step_size=1.0)
     probe: Schedule = Schedule(step_size=1.0, start=3)
     positions: Schedule = Schedule(step_size=0.5, start=10)
-    affine: bool = Field(True, description="refine one affine map of the scan beside the single positions")
+    affine: bool = Field(
+        default=True, description="refine one affine map of the scan beside the single positions"
+    )
 
 
 class AlignmentSettings(Section):
     """Step 2: poses and a first volume from the projections (paper, Algorithm 2)."""
 
-    iterations: NonNegativeInt = Field(20, description="outer iterations")
-    inner_iterations: PositiveInt = Field(10, description="volume updates per outer iteration")
-    downsample: PositiveInt = Field(2, description="binning of the projections at the start")
+    iterations: NonNegativeInt = Field(default=20, description="outer iterations")
+    inner_iterations: PositiveInt = Field(default=10, description="volume updates per outer iteration")
+    downsample: PositiveInt = Field(default=2, description="binning of the projections at the start")
     background_threshold: NonNegativeFloat = Field(
-        0.05, description="phases below this share of the maximum count as background"
+        default=0.05, description="phases below this share of the maximum count as background"
     )
-    refine: list[Literal["shifts", "theta", "phi", "psi"]] = ["shifts", "theta", "phi", "psi"]
-    poses: str | None = Field(None, description="a poses.json to start from instead of aligning")
-
-
-class _Regularizer(Section):
-    start: NonNegativeInt = Field(0, description="first iteration in which it acts")
-    stop: PositiveInt | None = Field(None, description="iteration at which it ends; null = never")
-
-
-class L1Imaginary(_Regularizer):
-    """Soft threshold of the potential's imaginary part (paper Eq. 17)."""
-
-    type: Literal["l1_imaginary"]
-    weight: NonNegativeFloat
-
-
-class L1Real(_Regularizer):
-    """Soft threshold of the potential's real part."""
-
-    type: Literal["l1_real"]
-    weight: NonNegativeFloat
-
-
-class NonNegative(_Regularizer):
-    """No negative potential."""
-
-    type: Literal["nonnegative"]
-
-
-class Butterworth(_Regularizer):
-    """Radial low-pass."""
-
-    type: Literal["butterworth"]
-    cutoff_per_angstrom: PositiveFloat
-    order: PositiveFloat = 2.0
-
-
-class DepthKernel(_Regularizer):
-    """Missing-cone filter of the gradient along the beam."""
-
-    type: Literal["depth_kernel"]
-    weight: NonNegativeFloat
-    alpha: NonNegativeFloat = 1.0
-
-
-class TotalVariation(_Regularizer):
-    """Isotropic 3D total variation."""
-
-    type: Literal["total_variation"]
-    weight: NonNegativeFloat
-
-
-class Gaussian(_Regularizer):
-    """Gaussian low-pass."""
-
-    type: Literal["gaussian"]
-    sigma_angstrom: PositiveFloat
-
-
-class Support(_Regularizer):
-    """Nothing outside the specimen's own low-resolution outline."""
-
-    type: Literal["support"]
-    threshold: PositiveFloat = Field(0.1, description="share of the smoothed maximum that counts as specimen")
-    grow_angstrom: NonNegativeFloat = 3.0
-
-
-Regularizer = Annotated[
-    L1Imaginary | L1Real | NonNegative | Butterworth | DepthKernel | TotalVariation | Gaussian | Support,
-    Field(discriminator="type"),
-]
+    refine: list[Literal["shifts", "theta", "phi", "psi"]] = Field(
+        default=["shifts", "theta", "phi", "psi"], description="what the alignment may move"
+    )
+    poses: str | None = Field(default=None, description="a poses.json to start from instead of aligning")
 
 
 class EndToEndSettings(Section):
     """Step 3: one volume against all diffraction patterns (paper, Algorithm 3)."""
 
     iterations: NonNegativeInt = 60
-    batch_size: PositiveInt = Field(64, description="patterns per step")
-    slices: PositiveInt | None = Field(None, description="slices the volume is binned to")
+    batch_size: PositiveInt = Field(default=64, description="patterns per step")
+    slices: PositiveInt | None = Field(default=None, description="slices the volume is binned to")
     slice_thickness_angstrom: PositiveFloat | None = Field(
-        None, description="thickness of a slice in angstrom"
+        default=None, description="thickness of a slice in angstrom"
     )
-    probe_modes: PositiveInt | None = Field(None, description="null = as many as ptychography gave")
+    probe_modes: PositiveInt | None = Field(default=None, description="null = as many as ptychography gave")
     loss: Loss = "amplitude"
     solver: Literal["preconditioned", "sgd"] = "preconditioned"
     interpolation: Literal["auto", "linear", "cubic", "shear"] = "auto"
-    absorption: bool = Field(False, description="true = complex potential")
+    absorption: bool = Field(default=False, description="true = complex potential")
     volume: Schedule = Schedule(step_size=1.0)
     probe: Schedule = Schedule(step_size=1.0, start=10)
     positions: Schedule = Schedule(step_size=0.5, start=15)
     poses: Schedule = Schedule(step_size=0.5, start=20)
-    regularizers: list[Regularizer] = []
+    regularizers: list[RegularizerSettings] = Field(default=[], description="applied in this order")
 
     @model_validator(mode="after")
     def _one_slicing(self) -> EndToEndSettings:
@@ -185,17 +129,21 @@ class EndToEndSettings(Section):
 class FSCSettings(Section):
     """Fourier shell correlation of two half sets."""
 
-    half_sets: bool = Field(False, description="true = reconstruct two half sets as well (doubles the time)")
+    half_sets: bool = Field(
+        default=False, description="true = reconstruct two half sets as well (doubles the time)"
+    )
     split: Literal["checkerboard"] = "checkerboard"
 
 
 class AtomSettings(Section):
     """Atom tracing."""
 
-    elements: list[str] | None = Field(None, description="chemical symbols expected; null = positions only")
+    elements: list[str] | None = Field(
+        default=None, description="chemical symbols expected; null = positions only"
+    )
     min_distance_angstrom: PositiveFloat = 1.5
     threshold: NonNegativeFloat | None = Field(
-        None, description="lowest peak in volts; null = from the noise"
+        default=None, description="lowest peak in volts; null = from the noise"
     )
 
 
@@ -210,7 +158,9 @@ class ComputeSettings(Section):
     """Where and how the numbers are crunched."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: PositiveInt | None = Field(None, description="processor threads; null = what torch chooses")
+    threads: PositiveInt | None = Field(
+        default=None, description="processor threads; null = what torch chooses"
+    )
     precision: Literal["float32", "float64"] = "float32"
     seed: NonNegativeInt = 0
 
@@ -218,23 +168,23 @@ class ComputeSettings(Section):
 class OutputSettings(Section):
     """What is kept while running."""
 
-    save_every: PositiveInt = Field(10, description="iterations between checkpoints")
+    save_every: PositiveInt = Field(default=10, description="iterations between checkpoints")
 
 
 class Config(Section):
     """A whole run."""
 
     version: Literal[1] = 1
-    name: str = Field("", description="default: the YAML file's name")
-    data: DataSettings = DataSettings()  # pyright: ignore[reportCallIssue]
-    volume: VolumeSettings = VolumeSettings()  # pyright: ignore[reportCallIssue]
-    bright_field: BrightFieldSettings = BrightFieldSettings()  # pyright: ignore[reportCallIssue]
-    ptychography: PtychographySettings = PtychographySettings()  # pyright: ignore[reportCallIssue]
-    alignment: AlignmentSettings = AlignmentSettings()  # pyright: ignore[reportCallIssue]
-    end_to_end: EndToEndSettings = EndToEndSettings()  # pyright: ignore[reportCallIssue]
+    name: str = Field(default="", description="default: the YAML file's name")
+    data: DataSettings = DataSettings()
+    volume: VolumeSettings = VolumeSettings()
+    bright_field: BrightFieldSettings = BrightFieldSettings()
+    ptychography: PtychographySettings = PtychographySettings()
+    alignment: AlignmentSettings = AlignmentSettings()
+    end_to_end: EndToEndSettings = EndToEndSettings()
     analysis: AnalysisSettings = AnalysisSettings()
-    compute: ComputeSettings = ComputeSettings()  # pyright: ignore[reportCallIssue]
-    output: OutputSettings = OutputSettings()  # pyright: ignore[reportCallIssue]
+    compute: ComputeSettings = ComputeSettings()
+    output: OutputSettings = OutputSettings()
 
 
 OTHER_NAMES = {

@@ -1,0 +1,71 @@
+"""What a file says about itself beside what the settings say; a contradiction is an error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from petomo.core.errors import UserError
+
+SAME = 1e-3
+"""Relative difference up to which a file and the settings agree: people round."""
+
+
+def _agree(a: Sequence[float], b: Sequence[float], absolute: float) -> bool:
+    return all(math.isclose(x, y, rel_tol=SAME, abs_tol=absolute) for x, y in zip(a, b, strict=True))
+
+
+def as_text(values: Any) -> str:
+    """One number, or several joined by x."""
+    return " x ".join(f"{number:.6g}" for number in np.atleast_1d(values))
+
+
+def _numbers(path: Path, attribute: str, value: Any, count: int) -> tuple[float, ...]:
+    """A file's attribute as ``count`` finite numbers; one number serves all."""
+    try:
+        numbers = tuple(float(number) for number in np.atleast_1d(value))
+    except (ValueError, TypeError):
+        numbers = ()
+    numbers = numbers * count if len(numbers) == 1 else numbers
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise UserError(f"{path}: attribute {attribute} is {value!r}, but should be {count} finite number(s)")
+    return numbers
+
+
+class Metadata:
+    """One file's attributes beside the user's settings; a conflict names both."""
+
+    def __init__(self, path: Path, attributes: dict[str, Any]):
+        self.path, self.attributes = path, attributes
+
+    def get(
+        self, attribute: str, key: str, given: Any, count: int = 1, scale: float = 1.0, absolute: float = 0.0
+    ) -> tuple[float, ...] | None:
+        """Values in the code's unit; ``given`` (the setting) and the attribute times ``scale``."""
+        setting = None if given is None else tuple(np.broadcast_to(given, count).tolist())
+        if attribute not in self.attributes:
+            return setting
+        value = _numbers(self.path, attribute, self.attributes[attribute], count)
+        value = tuple(number * scale for number in value)
+        if setting is not None and not _agree(setting, value, absolute):
+            raw = self.attributes[attribute]
+            raise UserError(
+                f"{self.path}: attribute {attribute} says {as_text(raw)}, but {key} says {as_text(setting)}; "
+                f"correct or remove {key}"
+            )
+        return value
+
+    def need(self, attribute: str, key: str, given: Any, **options: Any) -> tuple[float, ...]:
+        """As `get`, but must be known and positive."""
+        value = self.get(attribute, key, given, **options)
+        if value is None:
+            raise UserError(
+                f"{self.path}: there is no attribute {attribute} in the file; give {key} in the settings"
+            )
+        if not min(value) > 0:
+            raise UserError(f"{self.path}: attribute {attribute} is {as_text(value)}, but should be positive")
+        return value

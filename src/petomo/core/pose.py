@@ -7,6 +7,7 @@ theta is the stage tilt about y.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import roma
@@ -127,7 +128,12 @@ def pose_errors(found: Poses, truth: Poses) -> dict[str, Tensor]:
         "shift": tau.norm(dim=-1),
         "angle": roma.rotmat_geodesic_distance(aligned.matrices(), truth.matrices()),
         "tau": tau,
-        "phi": aligned.phi - truth.phi,
-        "theta": aligned.theta - truth.theta,
-        "psi": aligned.psi - truth.psi,
+        "phi": _wrapped(aligned.phi - truth.phi),
+        "theta": _wrapped(aligned.theta - truth.theta),
+        "psi": _wrapped(aligned.psi - truth.psi),
     }
+
+
+def _wrapped(angle: Tensor) -> Tensor:
+    """The same angle within half a turn of zero."""
+    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi

@@ -188,7 +188,7 @@ def open_tilt_series(data: DataSettings) -> TiltSeries:
         for tilt in tilts[1:]:
             if (value := getattr(tilt, attribute)) != first:
                 raise UserError(
-                    f"{Path(data.root or '.') / tilt.name}: this tilt has {words.format(as_text(value))}, but "
+                    f"{tilt.name}: this tilt has {words.format(as_text(value))}, but "
                     f"{tilts[0].name} has {words.format(as_text(first))}; "
                     "all tilts need the same, or name it in data.exclude"
                 )

@@ -1,0 +1,92 @@
+"""Volumes and image stacks as MRC files (Cheng et al., J. Struct. Biol. 192 (2015) 146)."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+from numpy.typing import ArrayLike
+
+from petomo.core.errors import UserError
+from petomo.io.atomic import atomic_path
+
+
+def _float32(array: ArrayLike, what: str) -> np.ndarray:
+    values = np.asarray(array, dtype=np.float32)
+    if values.ndim != 3 or 0 in values.shape:
+        raise ValueError(f"{what} needs three axes, got shape {values.shape}")
+    return np.ascontiguousarray(values)
+
+
+def _sizes(size: float | tuple[float, ...], count: int) -> tuple[float, ...]:
+    sizes = (
+        (float(size),) * count if isinstance(size, (int, float)) else tuple(float(number) for number in size)
+    )
+    if len(sizes) != count or not all(number > 0 for number in sizes):
+        raise ValueError(f"needs one positive size or {count}, got {size}")
+    return sizes
+
+
+def write_mrc(path: str | Path, volume: ArrayLike, voxel_size: float | tuple[float, ...]) -> None:
+    """Write a volume ``z y x`` atomically as float32.
+
+    The header places the coordinate origin at voxel ``n // 2``, both in cells
+    (nstart, which CCP4 programs read) and in angstrom (origin, which ChimeraX reads).
+
+    Parameters
+    ----------
+    path : path
+        File to write.
+    volume : array
+        Real ``z y x``; volts for a potential.
+    voxel_size : float or (float, float, float)
+        (z, y, x) in angstrom.
+    """
+    values, (dz, dy, dx) = _float32(volume, "a volume"), _sizes(voxel_size, 3)
+    with atomic_path(path) as temporary, mrcfile.new(temporary, data=values) as mrc:
+        mrc.set_volume()
+        mrc.voxel_size = (dx, dy, dz)
+        mrc.nstart = tuple(-(n // 2) for n in values.shape[::-1])
+        nz, ny, nx = values.shape
+        origin = mrc.header.origin  # pyright: ignore[reportOptionalMemberAccess]
+        origin.x, origin.y, origin.z = -(nx // 2) * dx, -(ny // 2) * dy, -(nz // 2) * dz
+
+
+def write_stack(path: str | Path, images: ArrayLike, pixel_size: float | tuple[float, ...]) -> None:
+    """Write images ``tilt y x`` atomically as a float32 MRC image stack.
+
+    Parameters
+    ----------
+    path : path
+        File to write.
+    images : array
+        Real ``tilt y x``; radian for phase projections.
+    pixel_size : float or (float, float)
+        (y, x) in angstrom.
+    """
+    values, (dy, dx) = _float32(images, "an image stack"), _sizes(pixel_size, 2)
+    with atomic_path(path) as temporary, mrcfile.new(temporary, data=values) as mrc:
+        mrc.set_image_stack()
+        mrc.voxel_size = (dx, dy, 1.0)
+
+
+def read_mrc(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Array ``z y x`` (or ``tilt y x``) of an MRC file and its voxel size (z, y, x) in angstrom.
+
+    Raises
+    ------
+    UserError
+        If the file is missing or not MRC.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: there is no such file; an MRC volume is needed here")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with mrcfile.open(path) as mrc:
+                size = mrc.voxel_size
+                return np.array(mrc.data), (float(size.z), float(size.y), float(size.x))
+    except (ValueError, Warning) as error:
+        raise UserError(f"{path}: this is not a sound MRC file ({error})") from error

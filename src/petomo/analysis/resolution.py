@@ -214,7 +214,7 @@ def _shell_step(shape: Sequence[int], voxel_size: VoxelSize) -> float:
 
 
 def _half_space(shape: Sequence[int], voxel_size: VoxelSize) -> tuple[list[np.ndarray], np.ndarray]:
-    """Frequencies of a real transform along each axis, and how often each coefficient stands in the full one."""
+    """Frequencies of a real transform along each axis, and each coefficient's number in the full one."""
     sizes, ndim = _sizes(voxel_size, len(shape)), len(shape)
     axes = [fft.fftfreq(n, p) for n, p in zip(shape[:-1], sizes, strict=False)]
     axes.append(fft.rfftfreq(shape[-1], sizes[-1]))

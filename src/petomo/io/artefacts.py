@@ -101,7 +101,7 @@ def _tilt(number: int) -> str:
 
 def _tilts(file: h5py.File) -> list[Any]:
     """The tilts' groups in order, past a hundred too."""
-    return [file[name] for name in sorted(file, key=lambda name: int(name.partition("_")[2]))]
+    return [file[name] for name in sorted(file, key=lambda name: int(str(name).partition("_")[2]))]
 
 
 def write_poses(path: str | Path, poses: Poses, names: Sequence[str]) -> None:

@@ -1,0 +1,5 @@
+"""``python -m petomo``."""
+
+from petomo.cli import main
+
+main()

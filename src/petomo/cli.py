@@ -1,0 +1,191 @@
+"""The command line. Heavy imports wait until a command needs them, so that help is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from petomo import __version__
+from petomo.core.errors import UserError
+
+app = typer.Typer(
+    name="petomo",
+    help="End-to-end ptychographic electron tomography: one 3D potential from a 4D-STEM tilt series.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Settings = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key: a.b=value.")]
+ConfigFile = Annotated[Path, typer.Argument(help="YAML configuration.", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"petomo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, help="Show it.")] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="File or folder to write.")] = Path("petomo.yaml"),
+) -> None:
+    """Write a commented configuration to start from."""
+    from petomo.io.atomic import write_text
+
+    target = path / "petomo.yaml" if path.is_dir() else path
+    if target.exists():
+        raise UserError(f"{target}: this file exists already; give another name")
+    write_text(
+        target, Path(__file__).with_name("workflow").joinpath("template.yaml").read_text(encoding="utf-8")
+    )
+    typer.echo(f"wrote {target}; edit it, then: petomo check {target}")
+
+
+@app.command()
+def check(config: ConfigFile, set_: Settings = []) -> None:  # noqa: B006
+    """Open and validate everything, and say in words what follows."""
+    from petomo.io.readers import open_tilt_series, validate_counts
+    from petomo.workflow.config import load_config
+    from petomo.workflow.describe import facts, sentences
+
+    settings = load_config(config, set_)
+    series = open_tilt_series(settings.data)
+    for line in sentences(facts(series, settings, validate_counts(series))):
+        typer.echo(line)
+    typer.echo("ready to run")
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; default: runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    start_from: Annotated[
+        str | None, typer.Option("--from", help="Redo this stage and the later ones.")
+    ] = None,
+    set_: Settings = [],  # noqa: B006
+) -> None:
+    """Reconstruct: bright field, ptychography, alignment, end-to-end, analysis, report."""
+    from petomo.workflow.config import load_config
+    from petomo.workflow.runner import Interrupted
+    from petomo.workflow.runner import run as run_stages
+
+    settings = load_config(config, set_)
+    try:
+        run_stages(settings, out or Path("runs") / settings.name, resume, start_from)
+    except Interrupted as stop:
+        typer.echo(f"petomo: {stop}", err=True)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def simulate(
+    spec: Annotated[Path, typer.Argument(help="YAML specification.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the tilt series; new or empty.")],
+    set_: Settings = [],  # noqa: B006
+) -> None:
+    """Simulate a tilt series from atoms, with the truth beside it."""
+    from petomo.io.yaml import apply_overrides, read_yaml, validate
+
+    document = apply_overrides(read_yaml(spec), set_)
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out}: this folder is not empty; choose a new or empty one with --out")
+    from petomo.simulation.acquisition import simulate as simulate_series
+    from petomo.simulation.spec import SimulationSpec
+
+    def told(done: int, total: int, seconds: float) -> None:
+        typer.echo(f"tilt {done} of {total}: {seconds:.1f} s", err=True)
+
+    simulate_series(validate(document, SimulationSpec), out, on_tilt=told)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def score(
+    run_folder: RunFolder,
+    truth: Annotated[Path, typer.Option("--truth", help="Folder with atoms.xyz and poses.npz.")],
+) -> None:
+    """Compare a finished run with the truth of a simulation; also writes RUN/score.json."""
+    from petomo.analysis.score import format_score, score_run
+    from petomo.io.artefacts import write_json
+
+    _need_folder(run_folder, "a run folder")
+    _need_folder(truth, "the truth folder of a simulation")
+    result = score_run(run_folder, truth)
+    write_json(run_folder / "score.json", result)
+    typer.echo(format_score(result))
+
+
+@app.command()
+def report(run_folder: RunFolder) -> None:
+    """Write RUN/report.html from the artefacts that are there."""
+    from petomo.analysis.report import write_report
+
+    _need_folder(run_folder, "a run folder")
+    typer.echo(f"wrote {write_report(run_folder)}")
+
+
+@app.command()
+def info(
+    file: Annotated[Path, typer.Argument(help="Data file, volume or run folder.", show_default=False)],
+) -> None:
+    """Say what a file holds."""
+    from petomo.io.inspect import describe_file
+
+    for line in describe_file(file):
+        typer.echo(line)
+
+
+@app.command()
+def schema() -> None:
+    """Print the configuration's JSON schema, for completion in editors."""
+    import json
+
+    from petomo.workflow.config import Config
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=1))
+
+
+def _need_folder(path: Path, what: str) -> None:
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such folder; give {what}")
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or error}; give a path that can be read or written"
+    return str(error)
+
+
+def main() -> None:
+    """Entry point: what a user can mend becomes one sentence and exit code 2.
+
+    ``PETOMO_DEBUG=1`` shows the traceback instead.
+    """
+    try:
+        app()
+    except (UserError, OSError) as error:
+        if os.environ.get("PETOMO_DEBUG"):
+            raise
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        print(f"petomo: {_sentence(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("petomo: stopped", file=sys.stderr)
+        sys.exit(130)

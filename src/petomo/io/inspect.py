@@ -1,0 +1,93 @@
+"""What a file or a run folder holds, in a few lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from petomo.core.errors import UserError
+from petomo.io.artefacts import read_json
+from petomo.io.metrics import read_metrics
+from petomo.io.sources import ZARR_SUFFIXES, hdf5_datasets, open_npy, open_zarr_node, zarr_arrays
+from petomo.io.volumes import read_mrc
+
+
+def _attribute_lines(attributes: Any) -> list[str]:
+    return [f"  {key} = {value}" for key, value in dict(attributes).items()]
+
+
+def _array_line(name: str, array: Any) -> str:
+    chunks = getattr(array, "chunks", None)
+    return f"{name}: {tuple(array.shape)} {array.dtype}" + (f", chunks {tuple(chunks)}" if chunks else "")
+
+
+def _hdf5(path: Path) -> list[str]:
+    with h5py.File(path, "r") as file:
+        lines = _attribute_lines(file.attrs)
+        for name, dataset in hdf5_datasets(file).items():
+            lines += [_array_line(f"/{name}", dataset), *_attribute_lines(dataset.attrs)]
+    return lines
+
+
+def _zarr(path: Path) -> list[str]:
+    with open_zarr_node(path) as node:
+        lines = _attribute_lines(node.attrs)
+        for name, array in zarr_arrays(node).items():
+            lines += [_array_line(f"/{name}", array)] + (_attribute_lines(array.attrs) if name else [])
+    return lines
+
+
+def _mrc(path: Path) -> list[str]:
+    data, voxel = read_mrc(path)
+    size = " x ".join(f"{length:.4g}" for length in voxel)
+    return [
+        f"{data.shape} {data.dtype}, voxel {size} A (z y x)",
+        f"from {np.min(data):.5g} to {np.max(data):.5g}, mean {np.mean(data):.5g}",
+    ]
+
+
+def _run_folder(path: Path) -> list[str]:
+    finished = read_json(path / "state.json")["finished"]
+    lines = [f"a run; finished: {', '.join(finished) or 'no stage yet'}"]
+    last = {record["stage"]: record for record in read_metrics(path / "metrics.jsonl")}
+    lines += [
+        f"{stage}: iteration {record['iteration']}, loss {record['loss']}" for stage, record in last.items()
+    ]
+    return [
+        *lines,
+        "files: " + ", ".join(sorted(item.name for item in path.iterdir() if item.name[0] != ".")),
+    ]
+
+
+def describe_file(path: str | Path) -> list[str]:
+    """Shapes, number types and attributes of a data file, volume or run folder.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, damaged or of an unknown format.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file; give a data file, a volume or a run folder")
+    suffix = path.suffix.lower()
+    try:
+        if (path / "state.json").is_file():
+            return _run_folder(path)
+        if path.is_dir() or suffix in ZARR_SUFFIXES:
+            return _zarr(path)
+        if suffix == ".npy":
+            source = open_npy(path)
+            return [
+                f"{source.array_shape}, {source.shape[0]} patterns of {source.shape[1]} x {source.shape[2]}"
+            ]
+        if h5py.is_hdf5(path):
+            return _hdf5(path)
+        if suffix in (".mrc", ".map", ".rec", ".st"):
+            return _mrc(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: this cannot be read ({str(error).splitlines()[0]})") from error
+    raise UserError(f"{path}: the format is not known; give HDF5, Zarr, NPY, MRC or a run folder")

@@ -1,0 +1,104 @@
+"""What a stage gets to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from petomo.core.dataset import TiltSeries
+from petomo.io.artefacts import read_json, write_json
+from petomo.io.checkpoint import load_checkpoint, save_checkpoint
+from petomo.io.metrics import read_metrics, truncate_metrics
+from petomo.workflow.callbacks import Interrupted, Reporter
+from petomo.workflow.config import Config
+
+
+@dataclass
+class RunContext:
+    """A run, seen from inside a stage.
+
+    Parameters
+    ----------
+    config : Config
+        Resolved settings.
+    folder : Path
+        Run folder; artefacts go here.
+    series : TiltSeries
+        The data, lazy.
+    device : torch.device
+        Where to compute.
+    reporter : Reporter
+        Progress and log.
+    """
+
+    config: Config
+    folder: Path
+    series: TiltSeries
+    device: torch.device
+    reporter: Reporter
+
+    def checkpoint_path(self, stage: str) -> Path:
+        """The stage's checkpoint; removed when the stage is finished."""
+        return self.folder / "checkpoints" / f"{stage}.h5"
+
+    def iteration(
+        self,
+        stage: str,
+        iteration: int,
+        total: int,
+        loss: float,
+        state: Callable[[], Mapping[str, Any]] | None = None,
+        **extra: Any,
+    ) -> None:
+        """Report an iteration; save ``state()`` when it is due or the user wants to stop.
+
+        Parameters
+        ----------
+        stage : str
+            Stage's name.
+        iteration, total : int
+            Iterations done, counted from 1, and in all.
+        loss : float
+            Loss of this iteration.
+        state : callable, optional
+            Gives all that the stage needs to go on from here; see `restore`.
+        **extra
+            Further entries for ``metrics.jsonl``.
+
+        Raises
+        ------
+        Interrupted
+            After the checkpoint is written, if the user pressed Ctrl-C.
+        """
+        self.reporter.iteration(stage, iteration, total, loss, **extra)
+        stop = self.reporter.interrupted
+        if state is not None and (stop or iteration % self.config.output.save_every == 0):
+            self.save(stage, state())
+        if stop:
+            raise Interrupted(f"stopped in {stage} after iteration {iteration} of {total}")
+
+    def save(self, stage: str, state: Mapping[str, Any]) -> None:
+        """Write the stage's checkpoint."""
+        self.checkpoint_path(stage).parent.mkdir(exist_ok=True)
+        lines = len(read_metrics(self.folder / "metrics.jsonl"))
+        save_checkpoint(self.checkpoint_path(stage), {"metrics_lines": lines, "state": state})
+
+    def restore(self, stage: str) -> dict[str, Any] | None:
+        """The state last saved, or None; ``metrics.jsonl`` is cut back to that moment."""
+        if not self.checkpoint_path(stage).exists():
+            return None
+        content = load_checkpoint(self.checkpoint_path(stage))
+        truncate_metrics(self.folder / "metrics.jsonl", content["metrics_lines"])
+        return content["state"]
+
+    def summarise(self, **entries: Any) -> None:
+        """Add entries to ``summary.json``."""
+        path = self.folder / "summary.json"
+        write_json(path, (read_json(path) if path.exists() else {}) | entries)
+
+
+Stages = Mapping[str, Callable[[RunContext], None]]

@@ -1,0 +1,142 @@
+"""What a tilt series and a configuration imply, in numbers and in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from petomo.core.dataset import TiltSeries
+from petomo.core.electron import mrad_to_inverse_angstrom, wavelength
+from petomo.workflow.config import Config
+
+
+def defocus_in_words(defocus: float | None) -> str:
+    """A defocus in angstrom (positive = underfocus) with its sign spelt out."""
+    if defocus is None or math.isnan(defocus):
+        return "defocus unknown: the bright-field step searches for it"
+    if defocus == 0:
+        return "in focus at the specimen's centre plane"
+    if defocus > 0:
+        sign, where = "underfocus", "after"
+    else:
+        sign, where = "overfocus", "before"
+    return (
+        f"{abs(defocus):.4g} A {sign} (C10 = {-defocus:.4g} A): "
+        f"the beam crosses over {where} the specimen's centre plane"
+    )
+
+
+def probe_diameter(defocus: float | None, semiangle_mrad: float, energy_ev: float) -> float:
+    """Diameter of the probe at the specimen in angstrom: diffraction limit and defocus in quadrature."""
+    alpha = semiangle_mrad * 1e-3
+    return math.hypot(1.22 * wavelength(energy_ev) / alpha, 2 * abs(defocus or 0.0) * alpha)
+
+
+def volume_grid(
+    series: TiltSeries, config: Config
+) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    """Shape and voxel size (z, y, x) implied by the settings, or estimated from the scanned field."""
+    pixel = series[0].pixel_size
+    voxel = config.volume.voxel_angstrom
+    size = (voxel or min(pixel), voxel or pixel[0], voxel or pixel[1])
+    if config.volume.shape is not None:
+        return config.volume.shape, size
+    field = [max(tilt.scan_shape[axis] * tilt.scan_step[axis] for tilt in series) for axis in (0, 1)]
+    thickness = config.volume.thickness_angstrom or max(field)
+    z, y, x = (math.ceil(length / s) for length, s in zip((thickness, *field), size, strict=True))
+    return (z, y, x), size
+
+
+def facts(series: TiltSeries, config: Config, electrons: Sequence[float] | None = None) -> dict[str, Any]:
+    """Derived numbers, units in the keys, ready for JSON.
+
+    Parameters
+    ----------
+    series : TiltSeries
+        Opened series.
+    config : Config
+        Settings.
+    electrons : sequence of float, optional
+        Electrons recorded per tilt, from `petomo.io.readers.validate_counts`.
+    """
+    first = series[0]
+    lam = wavelength(first.energy_ev)
+    disk = mrad_to_inverse_angstrom(first.semiangle_mrad, first.energy_ev)
+    k_max = min(n // 2 * dk for n, dk in zip(first.pattern_shape, first.detector_sampling, strict=True))
+    shape, voxel = volume_grid(series, config)
+    angles = [math.degrees(tilt.stage_tilt) for tilt in series]
+    diameter = probe_diameter(first.defocus, first.semiangle_mrad, first.energy_ev)
+    out: dict[str, Any] = {
+        "tilts": len(series),
+        "stage_tilt_degree": [min(angles), max(angles)],
+        "scan_shape": list(first.scan_shape),
+        "scan_step_angstrom": list(first.scan_step),
+        "pattern_shape": list(first.pattern_shape),
+        "energy_kev": first.energy_ev / 1e3,
+        "semiangle_mrad": first.semiangle_mrad,
+        "detector_sampling_per_angstrom": list(first.detector_sampling),
+        "wavelength_angstrom": lam,
+        "bright_field_radius_pixels": disk / max(first.detector_sampling),
+        "k_max_per_angstrom": k_max,
+        "k_max_mrad": k_max * lam * 1e3,
+        "pixel_angstrom": list(first.pixel_size),
+        "voxel_angstrom": list(voxel),
+        "volume_shape": list(shape),
+        "nyquist_angstrom": 2 * max(voxel),
+        "defocus_angstrom": first.defocus,
+        "probe_diameter_angstrom": diameter,
+        "probe_overlap": 1 - max(first.scan_step) / diameter,
+        "depth_of_field_angstrom": lam / (first.semiangle_mrad * 1e-3) ** 2,
+        "memory_bytes": _memory(series, config, math.prod(shape)),
+    }
+    if electrons is not None:
+        doses = [count / tilt.scan_area for count, tilt in zip(electrons, series, strict=True)]
+        out |= {"dose_per_tilt_per_square_angstrom": doses, "dose_total_per_square_angstrom": sum(doses)}
+    return out
+
+
+def _memory(series: TiltSeries, config: Config, voxels: int) -> int:
+    """Rough peak: one tilt's patterns, and some ten copies of the volume in a solver."""
+    number = 8 if config.compute.precision == "float64" else 4
+    patterns = max(len(tilt) for tilt in series) * math.prod(series[0].pattern_shape)
+    return number * (10 * voxels * (2 if config.end_to_end.absorption else 1) + 2 * patterns)
+
+
+def _times(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:.4g}" for value in values)
+
+
+def sentences(numbers: dict[str, Any]) -> list[str]:
+    """`facts` as lines for people."""
+    low, high = numbers["stage_tilt_degree"]
+    step, voxel = _times(numbers["scan_step_angstrom"]), _times(numbers["voxel_angstrom"])
+    overlap = numbers["probe_overlap"]
+    lines = [
+        f"{numbers['tilts']} tilts from {low:.4g} to {high:.4g} degrees, "
+        f"scans of {_times(numbers['scan_shape'])} positions at steps of {step} A, "
+        f"patterns of {_times(numbers['pattern_shape'])} pixels",
+        f"{numbers['energy_kev']:.4g} keV: wavelength {numbers['wavelength_angstrom'] * 100:.4g} pm; "
+        f"semi-angle {numbers['semiangle_mrad']:.4g} mrad, "
+        f"a bright-field disk of {numbers['bright_field_radius_pixels']:.3g} pixels radius",
+        f"detector to {numbers['k_max_per_angstrom']:.4g} 1/A ({numbers['k_max_mrad']:.4g} mrad), "
+        f"real-space pixel {_times(numbers['pixel_angstrom'])} A",
+        f"volume of about {_times(numbers['volume_shape'])} voxels (z y x) "
+        f"of {voxel} A, finest period (Nyquist) {numbers['nyquist_angstrom']:.4g} A",
+        defocus_in_words(numbers["defocus_angstrom"]),
+        f"probe about {numbers['probe_diameter_angstrom']:.3g} A wide at the specimen: "
+        + (
+            f"neighbours overlap by {overlap:.0%}"
+            if overlap > 0
+            else "neighbours do not overlap, as they must"
+        ),
+        f"depth of field (wavelength / semi-angle^2) {numbers['depth_of_field_angstrom']:.4g} A",
+    ]
+    if "dose_total_per_square_angstrom" in numbers:
+        doses = numbers["dose_per_tilt_per_square_angstrom"]
+        lines.append(
+            f"dose {min(doses):.4g} to {max(doses):.4g} e/A^2 a tilt, "
+            f"{numbers['dose_total_per_square_angstrom']:.4g} e/A^2 in all"
+        )
+    lines.append(f"memory roughly {numbers['memory_bytes'] / 2**30:.2g} GiB beside the program itself")
+    return lines

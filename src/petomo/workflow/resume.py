@@ -1,0 +1,116 @@
+"""When a run folder may be used: empty, free, and of the same configuration as before."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from petomo.core.errors import UserError
+from petomo.workflow.config import Config, load_config
+from petomo.workflow.context import Stages
+
+SECTIONS = {
+    "bright_field": ("data", "bright_field", "compute.seed", "compute.precision"),
+    "ptychography": ("volume", "ptychography"),
+    "alignment": ("alignment",),
+    "end_to_end": ("end_to_end",),
+    "analysis": ("analysis",),
+    "report": (),
+}
+"""Settings each stage depends on, beside those of the stages before it."""
+
+
+def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in group.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
+def changed_key(old: Config, new: Config, sections: Sequence[str], exempt: str = "") -> str | None:
+    """First key below ``sections`` but ``exempt`` whose value differs, with both values, or None."""
+    a, b = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    for key in [*b, *(key for key in a if key not in b)]:
+        inside = any(key == section or key.startswith(f"{section}.") for section in sections)
+        if inside and key != exempt and a.get(key) != b.get(key):
+            return f"{key} was {a.get(key)!r} and is now {b.get(key)!r}"
+    return None
+
+
+def refuse_changes(folder: Path, config: Config, kept: list[str], current: str | None) -> None:
+    """A result may not silently mix two configurations.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder with the old ``config.yaml``.
+    config : Config
+        New settings.
+    kept : list of str
+        Stages whose artefacts are kept.
+    current : str or None
+        Stage that goes on from its checkpoint; a change of its ``iterations`` is a fair wish.
+
+    Raises
+    ------
+    UserError
+        Naming the key and both values.
+    """
+    sections = [section for stage in (*kept, current) for section in SECTIONS.get(stage or "", ())]
+    difference = changed_key(load_config(folder / "config.yaml"), config, sections, f"{current}.iterations")
+    if difference is not None:
+        raise UserError(
+            f"{folder}: {difference}, which this run's earlier work depends on; "
+            "restore it, redo with --from STAGE, or choose another --out"
+        )
+
+
+def check_target(folder: Path, stages: Stages, resume: bool, start_from: str | None) -> bool:
+    """Whether ``folder`` holds a run to go on with; refuses what does not fit the options."""
+    if start_from is not None and start_from not in stages:
+        raise UserError(f"--from {start_from}: there is no such stage; choose one of {', '.join(stages)}")
+    try:
+        holds_run = (folder / "state.json").exists()
+        filled = folder.is_dir() and any(folder.iterdir())
+    except OSError as error:
+        raise UserError(
+            f"{folder}: this folder cannot be read ({error.strerror}); choose another --out"
+        ) from error
+    again = resume or start_from is not None
+    if holds_run and not again:
+        raise UserError(
+            f"{folder}: this folder already holds a run; add --resume or --from STAGE, or change --out"
+        )
+    if again and not holds_run:
+        option = "--resume" if resume else "--from"
+        raise UserError(f"{folder}: there is no run in this folder for {option}; start one without it")
+    if filled and not holds_run:
+        raise UserError(
+            f"{folder}: this folder is not empty and holds no run; choose a new or empty one with --out"
+        )
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: the run folder cannot be written ({existing}); choose another --out")
+    return holds_run
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process; the system lets go even after a crash."""
+    with open(folder / ".lock", "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"{folder}: process {lock.read() or '?'} is running in this folder; "
+                "wait for it or choose another --out"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

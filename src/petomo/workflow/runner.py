@@ -1,0 +1,147 @@
+"""One run: its input checked, its stages in order, each marked when finished."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from petomo import __version__
+from petomo.core.errors import UserError
+from petomo.io.artefacts import read_json, read_poses, write_json
+from petomo.io.metrics import drop_metrics
+from petomo.io.readers import open_tilt_series, validate_counts
+from petomo.workflow.callbacks import Interrupted, Reporter
+from petomo.workflow.config import Config, dump_config
+from petomo.workflow.context import RunContext, Stages
+from petomo.workflow.describe import facts
+from petomo.workflow.resume import check_target, locked, refuse_changes
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda`` as a device.
+
+    Raises
+    ------
+    UserError
+        If CUDA is asked for and absent.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("compute.device is cuda, but this machine offers none to torch; use cpu or auto")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
+def default_stages() -> Stages:
+    """The paper's steps, in order."""
+    from petomo.workflow.stages import STAGES
+
+    return STAGES
+
+
+def run(
+    config: Config,
+    out_dir: str | Path,
+    resume: bool = False,
+    start_from: str | None = None,
+    stages: Stages | None = None,
+    reporter: Callable[[Path], Reporter] = Reporter,
+) -> None:
+    """Run the stages that are left to do.
+
+    Parameters
+    ----------
+    config : Config
+        Settings.
+    out_dir : path
+        Run folder, made if need be once the input is found sound.
+    resume : bool
+        Skip finished stages and continue the interrupted one from its checkpoint.
+    start_from : str, optional
+        Redo this stage and those after it, using the artefacts of those before.
+    stages : mapping, optional
+        Stage names to functions, in order; default ``petomo.workflow.stages.STAGES``.
+    reporter : callable, optional
+        Makes the reporter for the run folder.
+
+    Raises
+    ------
+    UserError
+        If the input or the folder does not allow the run; nothing is written then.
+    Interrupted
+        If the user stopped it; the folder can be resumed.
+    """
+    stages = default_stages() if stages is None else stages
+    folder = Path(out_dir)
+    holds_run = check_target(folder, stages, resume, start_from)
+    device = choose_device(config.compute.device)
+    series = open_tilt_series(config.data)
+    if config.alignment.poses is not None:
+        _check_poses(config.alignment.poses, len(series))
+    electrons = None if holds_run else validate_counts(series)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder), reporter(folder) as report:
+            context = RunContext(config, folder, series, device, report)
+            finished = _prepare(context, stages, start_from)
+            if electrons is not None:
+                context.summarise(name=config.name, petomo=__version__, torch=torch.__version__,
+                                  input=facts(series, config, electrons))  # fmt: skip
+            _run_stages(context, stages, finished)
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: this cannot be written; choose another --out") from error
+
+
+def _check_poses(path: str, count: int) -> None:
+    poses, _ = read_poses(path)
+    if len(poses) != count:
+        raise UserError(f"{path}: this holds {len(poses)} poses for {count} tilts; give one per tilt")
+
+
+def _prepare(context: RunContext, stages: Stages, start_from: str | None) -> dict[str, float]:
+    """Bring the folder to where this run begins; returns the finished stages' seconds."""
+    folder, names = context.folder, list(stages)
+    state_path = folder / "state.json"
+    finished: dict[str, float] = read_json(state_path)["finished"] if state_path.exists() else {}
+    if start_from is not None:
+        before, redo = names[: names.index(start_from)], names[names.index(start_from) :]
+        if missing := [name for name in before if name not in finished]:
+            raise UserError(
+                f"{folder}: stage {missing[0]} has not finished, so --from {start_from} cannot; use --resume"
+            )
+        finished = {name: finished[name] for name in before}
+        refuse_changes(folder, context.config, before, None)
+        for name in redo:
+            context.checkpoint_path(name).unlink(missing_ok=True)
+        drop_metrics(folder / "metrics.jsonl", tuple(redo))
+    elif state_path.exists():
+        current = next((name for name in names if context.checkpoint_path(name).exists()), None)
+        refuse_changes(folder, context.config, list(finished), current)
+    dump_config(context.config, folder / "config.yaml")
+    write_json(state_path, {"petomo": __version__, "finished": finished})
+    return finished
+
+
+def _run_stages(context: RunContext, stages: Stages, finished: dict[str, float]) -> None:
+    if context.config.compute.threads is not None:
+        torch.set_num_threads(context.config.compute.threads)
+    for name, stage in stages.items():
+        if name in finished:
+            context.reporter.log(f"{name}: already finished")
+            continue
+        if not context.checkpoint_path(name).exists():
+            drop_metrics(context.folder / "metrics.jsonl", (name,))
+        context.reporter.stage(name)
+        start = time.monotonic()
+        try:
+            stage(context)
+        except Interrupted as stop:
+            command = f"petomo run {context.folder / 'config.yaml'} --resume --out {context.folder}"
+            raise Interrupted(f"{stop}; resume with: {command}") from None
+        finished[name] = round(time.monotonic() - start, 3)
+        write_json(context.folder / "state.json", {"petomo": __version__, "finished": finished})
+        context.summarise(stage_seconds=finished)
+        context.checkpoint_path(name).unlink(missing_ok=True)
+        context.reporter.log(f"{name}: finished in {finished[name]:.1f} s")

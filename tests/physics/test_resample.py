@@ -5,7 +5,13 @@ import torch
 
 from helpers import assert_backward_is_adjoint, assert_gradients, relative_error
 from petomo.core.pose import Poses, rotation_matrices
-from petomo.physics.resample import SliceGeometry, rotate_and_bin, rotate_and_bin_reference
+from petomo.physics.resample import (
+    SliceGeometry,
+    _known_tilt_operator,
+    _SplineCoefficients,
+    rotate_and_bin,
+    rotate_and_bin_reference,
+)
 
 KERNELS = ("linear", "cubic", "spline")
 VOXEL, SIGMA = 0.3, 0.35
@@ -198,3 +204,29 @@ def test_samples_are_never_coarser_than_voxels():
     assert SliceGeometry(3, 1.7, (4, 4), 0.3).samples == 6
     assert SliceGeometry(3, 0.3 * 4, (4, 4), 0.3).samples == 4
     assert SliceGeometry(3, 0.1, (4, 4), 0.3).samples == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 3), (8, 2, 1), (13, 10, 4)])
+def test_spline_coefficients_give_the_samples_back(shape):
+    samples = torch.randn(shape, dtype=torch.float64)
+    found = _SplineCoefficients.apply(samples)
+    for dim in (0, 1):
+        padded = torch.nn.functional.pad(found, (0, 0, *((1, 1) if dim else (0, 0, 1, 1))))
+        n = shape[dim]
+        found = sum(w * padded.narrow(dim, i, n) for i, w in enumerate((1 / 6, 2 / 3, 1 / 6)))
+    torch.testing.assert_close(found, samples)
+    assert_backward_is_adjoint(_SplineCoefficients.apply, samples)
+
+
+def test_matrices_are_kept_only_for_angles_that_stay():
+    geometry = SliceGeometry(2, 1.2, (6, 7), VOXEL)
+    volume = torch.rand(4, 6, 7, dtype=torch.float64)
+    before = _known_tilt_operator.cache_info()
+    for angle in (0.111, 0.222, 0.333):
+        theta = double(angle).requires_grad_()
+        rotate_and_bin(volume, double(0.0), theta, double(0.0), ZERO, geometry).sum().backward()
+    assert _known_tilt_operator.cache_info() == before
+    for _ in range(2):
+        rotate_and_bin(volume, double(0.0), double(0.444), double(0.0), ZERO, geometry)
+    after = _known_tilt_operator.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses + 1)

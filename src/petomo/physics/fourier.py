@@ -70,7 +70,7 @@ def rotate_plane(
 
 
 def quarter_turns(image: Tensor, turns: int) -> Tensor:
-    """Rotate the last two axes by ``turns`` x 90 degrees about pixel ``n // 2``, same shape, zeros outside."""
+    """Rotate the last two axes by ``turns`` x 90 degrees about pixel ``n // 2``; zeros from outside."""
     (nv, nu), turns = image.shape[-2:], turns % 4
     v = torch.arange(nv, device=image.device)[:, None] - nv // 2
     u = torch.arange(nu, device=image.device)[None, :] - nu // 2

@@ -53,7 +53,7 @@ def aberration_phase(
     unknown = [k for k in coefficients if k.replace("phi", "C") not in ABERRATIONS]
     if unknown:
         raise ValueError(
-            f"unknown aberration {unknown[0]!r}; known are {', '.join(ABERRATIONS)} and their angles phi12 ..."
+            f"unknown aberration {unknown[0]!r}; known are {', '.join(ABERRATIONS)} and angles phi12 ..."
         )
     alpha2 = wavelength**2 * (qy**2 + qx**2)
     azimuth = torch.atan2(qy.expand(alpha2.shape), qx.expand(alpha2.shape))
@@ -148,7 +148,7 @@ def _to_real_space(spectrum: Tensor, intensity: float) -> Tensor:
 
 
 def hermite_modes(probe: Tensor, modes: int, grid: Grid, power: float = 0.05) -> Tensor:
-    """Start for mixed states: the probe times Hermite polynomials, orthogonalised (cf. Thibault and Menzel 2013).
+    """Start for mixed states: probe times Hermite polynomials, orthogonalised (cf. Thibault and Menzel 2013).
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def orthogonalise(modes: Tensor) -> Tensor:
     """
     flat = modes.flatten(-2)
     gram = flat @ flat.mH
-    power, vectors = torch.linalg.eigh(gram)
+    vectors = torch.linalg.eigh(gram).eigenvectors
     mixed = vectors.flip(-1).mH @ flat
     return mixed.reshape(modes.shape)
 

@@ -78,12 +78,47 @@ _KERNELS = {"linear": (_linear, 1), "cubic": (_keys, 2), "spline": (_spline, 2)}
 
 
 @lru_cache(maxsize=32)
+def _pivots(n: int) -> tuple[float, ...]:
+    """Reciprocal pivots of the tridiagonal matrix (1, 4, 1), six times the B-spline's sampling matrix."""
+    pivots = [0.25]
+    while len(pivots) < n:
+        pivots.append(1 / (4 - pivots[-1]))
+    return tuple(pivots[:n])
+
+
+@lru_cache(maxsize=32)
 def _prefilter_matrix(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Inverse of the B-spline sampling matrix: voxel values to spline coefficients, zero outside."""
-    sampling = (
-        np.diag(np.full(n, 2 / 3)) + np.diag(np.full(n - 1, 1 / 6), 1) + np.diag(np.full(n - 1, 1 / 6), -1)
-    )
+    """Inverse of the B-spline's sampling matrix."""
+    off = np.full(n - 1, 1 / 6)
+    sampling = np.diag(np.full(n, 2 / 3)) + np.diag(off, 1) + np.diag(off, -1)
     return torch.as_tensor(np.linalg.inv(sampling), dtype=dtype, device=device)
+
+
+class _SplineCoefficients(torch.autograd.Function):
+    """Samples ``(z, x, y)`` to B-spline coefficients along z and x, zero outside (Unser 1999).
+
+    The sampling matrix is symmetric, so this is its own adjoint.
+    """
+
+    @staticmethod
+    def forward(_ctx, planes):
+        nz, nx, _ = planes.shape
+        if planes.is_cuda:  # two products instead of thousands of small kernels
+            mz, mx = (_prefilter_matrix(n, planes.dtype, planes.device) for n in (nz, nx))
+            return torch.matmul(mx, torch.tensordot(mz, planes, dims=1))
+        pz, px = _pivots(nz), _pivots(nx)
+        scale = 36 * torch.outer(*(torch.tensor(p, dtype=planes.dtype) for p in (pz, px)))
+        out = torch.mul(planes, scale[:, :, None], out=planes.new_empty(planes.shape))
+        for pivots, lines in ((pz, out.unbind(0)), (px, out.unbind(1))):  # Thomas algorithm, in place
+            for i in range(1, len(lines)):
+                lines[i].sub_(lines[i - 1], alpha=pivots[i])
+            for i in range(len(lines) - 2, -1, -1):
+                lines[i].sub_(lines[i + 1], alpha=pivots[i])
+        return out
+
+    @staticmethod
+    def backward(_ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _SplineCoefficients.apply(gradient)
 
 
 # ------------------------------------------------------------ sparse matrix
@@ -118,7 +153,7 @@ def _to_csr(matrix: scipy.sparse.csr_matrix, dtype: torch.dtype, device: torch.d
 def _tilt_matrix(
     theta: float, depth: int, width: int, geometry: SliceGeometry, kind: Interpolation, derivative: bool
 ) -> scipy.sparse.csr_matrix:
-    """Sparse ``(slice * x_out, z * x_in)`` matrix of Ry(theta) and the line integral over each slice, in voxels."""
+    """Sparse ``(slice * x_out, z * x_in)`` matrix of Ry(theta) and the line integral over slices."""
     kernel, half = _KERNELS[kind]
     s, n, out = geometry.slices, geometry.samples, geometry.shape[1]
     step = geometry.thickness / n / geometry.voxel
@@ -150,10 +185,13 @@ def _tilt_matrix(
     return scipy.sparse.coo_matrix(triplets, shape=(s * out, depth * width)).tocsr()
 
 
-@lru_cache(maxsize=256)
 def _tilt_operator(theta, depth, width, geometry, kind, dtype, device) -> tuple[_Csr, _Csr]:
+    """The tilt matrix and its transpose."""
     matrix = _tilt_matrix(theta, depth, width, geometry, kind, derivative=False)
     return _to_csr(matrix, dtype, device), _to_csr(matrix.T.tocsr(), dtype, device)
+
+
+_known_tilt_operator = lru_cache(maxsize=128)(_tilt_operator)
 
 
 class _TiltAndBin(torch.autograd.Function):
@@ -163,7 +201,9 @@ class _TiltAndBin(torch.autograd.Function):
     def forward(ctx, volume, theta, geometry, kind):
         depth, width, height = volume.shape
         angle = float(theta)
-        matrix, _ = _tilt_operator(angle, depth, width, geometry, kind, volume.dtype, volume.device)
+        # an angle under refinement never comes back, and a matrix takes megabytes
+        operator = _tilt_operator if ctx.needs_input_grad[1] else _known_tilt_operator
+        matrix, ctx.adjoint = operator(angle, depth, width, geometry, kind, volume.dtype, volume.device)
         ctx.save_for_backward(volume if ctx.needs_input_grad[1] else volume.new_empty(0))
         ctx.args = (angle, depth, width, height, geometry, kind)
         return matrix.apply(volume.reshape(depth * width, height)).view(
@@ -176,8 +216,7 @@ class _TiltAndBin(torch.autograd.Function):
         flat = gradient.reshape(-1, height).contiguous()
         grad_volume = grad_theta = None
         if ctx.needs_input_grad[0]:
-            _, adjoint = _tilt_operator(angle, depth, width, geometry, kind, flat.dtype, flat.device)
-            grad_volume = adjoint.apply(flat).view(depth, width, height)
+            grad_volume = ctx.adjoint.apply(flat).view(depth, width, height)
         if ctx.needs_input_grad[1]:
             (volume,) = ctx.saved_tensors
             slope = _tilt_matrix(angle, depth, width, geometry, kind, derivative=True)
@@ -226,9 +265,7 @@ def rotate_and_bin(
         volume = rotate_plane(volume.permute(2, 0, 1), phi).permute(1, 2, 0)
     planes = volume.permute(0, 2, 1)
     if interpolation == "spline":
-        mz = _prefilter_matrix(planes.shape[0], dtype, planes.device)
-        mx = _prefilter_matrix(planes.shape[1], dtype, planes.device)
-        planes = torch.matmul(mx, torch.tensordot(mz, planes, dims=1))
+        planes = _SplineCoefficients.apply(planes)
     stack = _TiltAndBin.apply(planes.contiguous(), theta, geometry, interpolation).permute(0, 2, 1)  # pyright: ignore
     stack = _fit(stack, geometry.shape[0], dim=1) * geometry.voxel
     still = not (psi.requires_grad or tau.requires_grad) and float(psi) == 0.0 and not bool(tau.any())

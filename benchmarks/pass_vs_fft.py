@@ -1,0 +1,174 @@
+"""Forward + gradient of `multislice_loss` against its bare FFTs, in one run and on one thread.
+
+The gradient includes phase, probe modes and sub-pixel positions. The floor is the 34 two-dimensional
+FFTs per mode and pattern that a textbook pass of 8 slices takes (two a slice and one to the detector,
+forward and back). Times are processor times, variants take turns, medians are compared.
+
+    python benchmarks/pass_vs_fft.py          # 64 x 64, 3 modes, 8 slices
+    python benchmarks/pass_vs_fft.py --all    # 128 and 256 as well
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import argparse
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fft import fft2, ifft2
+
+from petomo.core.electron import wavelength
+from petomo.core.grid import Grid
+from petomo.objectives.losses import Amplitude
+from petomo.physics.multislice import MultisliceOptics, multislice_loss
+from petomo.physics.probe import hermite_modes, make_probe
+from petomo.physics.propagation import fresnel
+
+TARGET = 1.5
+MODES, SLICES = 3, 8
+LOSS = Amplitude()
+
+
+@dataclass
+class Case:
+    """One batch: leaves that want a gradient, and the data."""
+
+    phase: Tensor
+    probe: Tensor
+    positions: Tensor
+    measured: Tensor
+    optics: MultisliceOptics
+
+    def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Fresh copies of phase, probe and positions that want a gradient."""
+        return tuple(x.detach().clone().requires_grad_() for x in (self.phase, self.probe, self.positions))  # pyright: ignore
+
+
+def make_case(size: int, patterns: int) -> Case:
+    """A scan of ``patterns`` places over a field half a window larger than the window."""
+    torch.manual_seed(0)
+    window = Grid((size, size), 0.25)
+    probe = make_probe(window, 300e3, 20.0, {"C10": -100.0}, intensity=1e4)
+    field = size + size // 2
+    return Case(
+        phase=0.2 * torch.rand(SLICES, field, field),
+        probe=hermite_modes(probe, MODES, window).to(torch.complex64),
+        positions=(torch.rand(patterns, 2) - 0.5) * (size // 2 - 2),
+        measured=torch.poisson(torch.full((patterns, size, size), 1e4 / size**2)),
+        optics=MultisliceOptics(window, 300e3, 10.0),
+    )
+
+
+def petomo_pass(case: Case) -> tuple[Tensor, ...]:
+    leaves = case.leaves()
+    phase, probe, positions = leaves
+    multislice_loss(phase, None, probe, positions, case.measured, case.optics, LOSS).backward()
+    return tuple(x.grad for x in leaves)  # pyright: ignore
+
+
+def naive_pass(case: Case) -> tuple[Tensor, ...]:
+    """What one would write first: exp(i V) on every patch, all waves of the batch on autograd's tape."""
+    leaves = case.leaves()
+    phase, probe, positions = leaves
+    n, field = probe.shape[-1], phase.shape[-1]
+    whole = torch.round(positions.detach())
+    q = torch.fft.fftfreq(n)
+    rest = positions - whole
+    ramp = torch.exp(-2j * math.pi * (rest[:, 1, None, None] * q[:, None] + rest[:, 0, None, None] * q))
+    lam, window = wavelength(case.optics.energy_ev), case.optics.window
+    step = case.optics.thickness
+    entrance = fresnel(window, lam, -(SLICES - 1) / 2 * step).to(torch.complex64)
+    propagator = fresnel(window, lam, step).to(torch.complex64)
+    wave = ifft2(fft2(probe) * entrance * ramp[:, None])
+    corner = (whole + (field // 2 - n // 2)).int().tolist()
+    patches = torch.stack([phase[:, y : y + n, x : x + n] for x, y in corner])
+    for s in range(SLICES):
+        wave = ifft2(fft2(wave * torch.exp(1j * patches[:, s])[:, None]) * propagator)
+    intensity = (fft2(wave, norm="ortho").abs() ** 2).sum(1)
+    LOSS(intensity, case.measured)[0].sum().backward()
+    return tuple(x.grad for x in leaves)  # pyright: ignore
+
+
+def bare_ffts(case: Case) -> None:
+    """34 transforms a mode and pattern, in one batch."""
+    wave = torch.zeros(len(case.positions), *case.probe.shape, dtype=torch.complex64) + case.probe
+    for _ in range(2 * (2 * SLICES + 1)):
+        fft2(wave)
+
+
+def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median processor time of each, the functions taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds + 1):
+        for name, function in functions.items():
+            start = time.process_time()
+            function()
+            times[name].append(time.process_time() - start)
+    return {name: statistics.median(t[1:]) for name, t in times.items()}
+
+
+def measure(size: int, patterns: int, rounds: int) -> float:
+    """Print one line and return the ratio of the pass to its bare FFTs."""
+    case = make_case(size, patterns)
+    for ours, theirs in zip(petomo_pass(case), naive_pass(case), strict=True):
+        error = float((ours - theirs).norm() / theirs.norm())
+        assert error < 1e-3, f"the gradients disagree by {error:.1e}"
+    times = interleaved(
+        {
+            "ffts": lambda: bare_ffts(case),
+            "petomo": lambda: petomo_pass(case),
+            "naive": lambda: naive_pass(case),
+        },
+        rounds,
+    )
+    per = {name: 1e3 * t / patterns for name, t in times.items()}
+    ratio, naive = per["petomo"] / per["ffts"], per["naive"] / per["ffts"]
+    print(
+        f"{size:4d} x {size:<4d} core-ms/pattern: bare FFTs {per['ffts']:6.2f}, petomo {per['petomo']:6.2f}, "
+        f"naive autograd {per['naive']:6.2f}   petomo/FFTs {ratio:.2f}, naive/FFTs {naive:.2f}",
+        flush=True,
+    )
+    return ratio
+
+
+def machine() -> str:
+    """Processor, thread count and versions."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as lines:
+            name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    load = os.getloadavg()[0]
+    return f"{name}, {os.cpu_count()} cpus, 1 thread used, torch {torch.__version__}, load {load:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--all", action="store_true", help="also 128 x 128 and 256 x 256")
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(machine())
+    print(f"{MODES} modes, {SLICES} slices, sub-pixel shifts and position gradient included")
+    ratio = measure(64, 64, args.rounds)
+    if args.all:
+        measure(128, 16, args.rounds)
+        measure(256, 4, args.rounds)
+    print(f"ratio at 64 x 64: {ratio:.2f}, target {TARGET}: {'met' if ratio <= TARGET else 'NOT met'}")
+
+
+if __name__ == "__main__":
+    main()

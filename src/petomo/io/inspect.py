@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import h5py
 import numpy as np
@@ -88,6 +89,6 @@ def describe_file(path: str | Path) -> list[str]:
             return _hdf5(path)
         if suffix in (".mrc", ".map", ".rec", ".st"):
             return _mrc(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise UserError(f"{path}: this cannot be read ({str(error).splitlines()[0]})") from error
     raise UserError(f"{path}: the format is not known; give HDF5, Zarr, NPY, MRC or a run folder")

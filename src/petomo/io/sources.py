@@ -135,6 +135,8 @@ def open_hdf5(path: Path, dataset: str | None = None) -> FileSource:
 @contextmanager
 def open_zarr_node(path: Path) -> Iterator[Any]:
     """The root array or group of a Zarr v2 or v3 folder or ZIP file, closed afterwards."""
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise zipfile.BadZipFile("not a ZIP file")
     store = ZipStore(path, mode="r") if path.is_file() else LocalStore(path, read_only=True)
     try:
         yield zarr.open(store, mode="r")

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from petomo.core.dataset import ArraySource, FourDSTEM, TiltSeries
+from petomo.workflow.config import Config
+from petomo.workflow.describe import defocus_in_words, facts, probe_diameter, sentences
+
+
+def series(defocus=100.0, step=(1.0, 2.0)):
+    tilts = tuple(
+        FourDSTEM(ArraySource(np.ones((12, 40, 50), np.uint16)), 3e5, 20.0, (3, 4), step, (0.05, 0.04), tilt, defocus,
+                  name=str(tilt))
+        for tilt in (-0.5, 0.7)
+    )  # fmt: skip
+    return TiltSeries(tilts)
+
+
+def test_derived_numbers():
+    numbers = facts(series(), Config(), [24000.0, 48000.0])
+    assert numbers["wavelength_angstrom"] == pytest.approx(0.0196875, rel=1e-4)
+    assert numbers["k_max_per_angstrom"] == pytest.approx(1.0)
+    assert numbers["pixel_angstrom"] == pytest.approx([0.5, 0.5])
+    assert numbers["nyquist_angstrom"] == pytest.approx(1.0)
+    assert numbers["depth_of_field_angstrom"] == pytest.approx(0.0196875 / 0.02**2, rel=1e-4)
+    assert numbers["bright_field_radius_pixels"] == pytest.approx(0.02 / 0.0196875 / 0.05, rel=1e-4)
+    assert numbers["dose_per_tilt_per_square_angstrom"] == pytest.approx([1000, 2000])
+    assert numbers["dose_total_per_square_angstrom"] == pytest.approx(3000)
+    assert numbers["probe_diameter_angstrom"] == pytest.approx(
+        np.hypot(1.22 * 0.0196875 / 0.02, 4.0), rel=1e-4
+    )
+    assert numbers["probe_overlap"] == pytest.approx(1 - 2 / numbers["probe_diameter_angstrom"])
+    assert numbers["volume_shape"] == [16, 6, 16], "z as wide as the larger side of 3 x 8 A"
+
+
+def test_the_sign_of_a_defocus_is_said_in_words():
+    assert defocus_in_words(60) == (
+        "60 A underfocus (C10 = -60 A): the beam crosses over after the specimen's centre plane"
+    )
+    assert defocus_in_words(-60) == (
+        "60 A overfocus (C10 = 60 A): the beam crosses over before the specimen's centre plane"
+    )
+    assert defocus_in_words(0.0).startswith("in focus")
+    assert defocus_in_words(None).startswith("defocus unknown")
+    assert defocus_in_words(float("nan")).startswith("defocus unknown")
+
+
+def test_lines_for_people():
+    text = "\n".join(sentences(facts(series(), Config(), [24000.0, 48000.0])))
+    for words in ("2 tilts from -28.65 to 40.11 degrees", "1 x 2 A", "40 x 50 pixels", "1.969 pm", "100 A underfocus",
+                  "overlap by 52%", "1000 to 2000 e/A^2 a tilt, 3000 e/A^2 in all", "GiB"):  # fmt: skip
+        assert words in text, words
+    assert "do not overlap" in "\n".join(sentences(facts(series(0.0, (2.0, 2.0)), Config())))
+
+
+def test_a_focused_probe_is_as_wide_as_diffraction_makes_it():
+    assert probe_diameter(None, 20.0, 3e5) == probe_diameter(0.0, 20.0, 3e5) == pytest.approx(1.201, rel=1e-3)

@@ -9,12 +9,12 @@ from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter, maximum_filter
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from petomo.analysis.elements import PeakClasses, classify_peaks
 from petomo.analysis.gaussians import GaussianAtoms, fit_gaussians
 
-VoxelSize = float | Sequence[float]
+VoxelSize = float | Sequence[float] | np.ndarray
 _START_SIGMA, _START_STRETCH = 0.4, 1.2
 _CANDIDATE_FLOOR = 0.02  # of the brightest peaks: far below the faintest element beside the heaviest
 _BOND_FACTOR = 0.85  # shortest bond over the sum of covalent radii
@@ -112,16 +112,16 @@ def trace_atoms(
     smooth = gaussian_filter(volume - np.median(volume), smoothing / size)
     floor = max(_CANDIDATE_FLOOR * float(np.quantile(smooth, 0.9999)), 1e-9)
     peaks = find_peaks(smooth, size, threshold=floor, min_distance=min_distance)
-    found, residual = _fit(_join(_empty(), peaks, smoothing), smooth, size, min_distance)
+    found, residual = _fit(_join(_empty(), peaks, smoothing), smooth, size, floor, min_distance)
     if len(found) == 0:
         return _as_atoms(found, [], smoothing, floor)
     classes = classify_peaks(found.height, elements)
     limit = classes.threshold(found.height, false_share) if threshold is None else threshold
     hidden = find_peaks(residual, size, threshold=limit, min_distance=min_distance)
-    free = cKDTree(found.positions).query(hidden[0])[0] >= min_distance
+    free = KDTree(found.positions).query(hidden[0])[0] >= min_distance
     if free.any():
         more = _join(found, (hidden[0][free], hidden[1][free]), smoothing)
-        found, _ = _fit(more, smooth, size, min_distance)
+        found, _ = _fit(more, smooth, size, floor, min_distance)
     found = found.select(np.flatnonzero(found.height >= limit))
     found, symbols = _apart(found, classes, min_distance)
     return _as_atoms(found, symbols, smoothing, limit)
@@ -136,11 +136,11 @@ def _join(found: GaussianAtoms, peaks: tuple[np.ndarray, np.ndarray], smoothing:
 
 
 def _fit(
-    start: GaussianAtoms, smooth: np.ndarray, size: np.ndarray, min_distance: float
+    start: GaussianAtoms, smooth: np.ndarray, size: np.ndarray, floor: float, min_distance: float
 ) -> tuple[GaussianAtoms, np.ndarray]:
-    """Fitted atoms, the highest first, without those that ran into a higher one; and the residual."""
+    """Fitted atoms, the highest first, without those that shrank away or met a higher one; the residual."""
     found, residual = fit_gaussians(smooth, size, start)
-    found = _sorted(found)
+    found = _sorted(found.select(found.height >= floor))
     return found.select(_highest_of_neighbours(found.positions, np.full(len(found), min_distance))), residual
 
 
@@ -174,7 +174,7 @@ def _highest_of_neighbours(position: np.ndarray, reach: np.ndarray) -> np.ndarra
     """Indices of points, sorted from high to low, that no higher kept point has within its reach."""
     if len(position) == 0:
         return np.zeros(0, dtype=int)
-    tree, keep = cKDTree(position), np.ones(len(position), dtype=bool)
+    tree, keep = KDTree(position), np.ones(len(position), dtype=bool)
     for i in range(len(position)):
         if keep[i]:
             near = np.array(tree.query_ball_point(position[i], reach[i]))

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy import fft
 from scipy.signal.windows import tukey
 
-VoxelSize = float | Sequence[float]
+VoxelSize = float | Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -151,13 +151,13 @@ def fourier_shell_correlation(
         axis = np.asarray(direction, dtype=float)[::-1]
         along = sum(c * n for c, n in zip(q, axis / np.linalg.norm(axis), strict=True))
         use &= np.abs(along) >= np.cos(half_angle) * radius
-    fa, fb = (fft.rfftn(v)[use] for v in (a, b))
+    fa, fb = (np.asarray(fft.rfftn(v))[use] for v in (a, b))
     index, w = shell[use], np.broadcast_to(weight, a.shape[:-1] + weight.shape[-1:])[use]
 
     def shells(values: np.ndarray) -> np.ndarray:
         return np.bincount(index, weights=values * w)
 
-    full, cross = shells(np.ones(len(w))), shells((fa * fb.conj()).real)
+    full, cross = shells(np.ones(len(w))), shells(np.real(fa * fb.conj()))
     power = np.sqrt(shells(np.abs(fa) ** 2) * shells(np.abs(fb) ** 2))
     keep = full > 0
     correlation = np.divide(cross, power, out=np.zeros_like(cross), where=power > 0)
@@ -180,7 +180,7 @@ def radial_power_spectrum(volume: ArrayLike, voxel_size: VoxelSize) -> RadialSpe
     radius = np.sqrt(sum(c**2 for c in q))
     shell = np.rint(radius / _shell_step(volume.shape, voxel_size)).astype(np.intp).ravel()
     w = np.broadcast_to(weight, radius.shape).ravel()
-    power = np.abs(fft.rfftn(volume, norm="ortho")).ravel() ** 2
+    power = np.abs(np.asarray(fft.rfftn(volume, norm="ortho"))).ravel() ** 2
     count, total, r = (np.bincount(shell, weights=w * v) for v in (np.ones(w.shape), power, radius.ravel()))
     keep = count > 0
     return RadialSpectrum(r[keep] / count[keep], total[keep] / count[keep], count[keep])

@@ -1,0 +1,119 @@
+"""Fourier shell correlation and power spectra on odd, non-cubic, anisotropic grids."""
+
+import numpy as np
+import pytest
+
+from petomo.analysis.resolution import (
+    fourier_shell_correlation,
+    information_threshold,
+    radial_power_spectrum,
+    taper,
+)
+
+SHAPE, VOXEL = (15, 24, 31), (0.5, 0.35, 0.3)
+
+
+def _noise(seed, shape=SHAPE):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def _frequency(shape, voxel):
+    axes = np.meshgrid(*(np.fft.fftfreq(n, p) for n, p in zip(shape, voxel, strict=True)), indexing="ij")
+    return np.sqrt(sum(a**2 for a in axes))
+
+
+@pytest.mark.parametrize(("shape", "voxel"), [(SHAPE, VOXEL), ((41, 64), (0.4, 0.3)), ((64, 64, 64), 0.3)])
+def test_independent_noise_does_not_correlate(shape, voxel):
+    curve = fourier_shell_correlation(_noise(0, shape), _noise(1, shape), voxel)
+    # Var FSC = 1/n for n independent complex coefficients with 2 degrees of freedom: sd of Re = 1/sqrt(2n)
+    z = curve.correlation * np.sqrt(2 * curve.count)
+    assert np.abs(z).max() < 4
+    assert 0.4 < z.std() < 1.6
+    assert curve.crossing("half_bit") == 0.0
+    assert curve.resolution("half_bit") == np.inf
+
+
+def test_identical_volumes_correlate_fully_to_the_nyquist_frequency():
+    curve = fourier_shell_correlation(_noise(0), 3 * _noise(0), VOXEL)
+    np.testing.assert_allclose(curve.correlation, 1)
+    assert curve.crossing(0.143) is None
+    assert curve.resolution("one_bit") == pytest.approx(1 / curve.frequency[-1])
+    assert curve.frequency[-1] <= 0.5 / max(VOXEL)
+
+
+def test_count_is_the_number_of_hermitian_pairs():
+    curve = fourier_shell_correlation(_noise(0), _noise(1), VOXEL)
+    step = max(1 / (n * p) for n, p in zip(SHAPE, VOXEL, strict=True))
+    radius = _frequency(SHAPE, VOXEL)
+    shell = np.rint(radius / step)
+    expected = [
+        ((shell == s) & (radius <= 0.5 / max(VOXEL))).sum() / 2 for s in range(1, len(curve.count) + 1)
+    ]
+    np.testing.assert_array_equal(curve.count, expected)
+
+
+def test_crossing_of_a_known_signal_to_noise_curve():
+    # signal of power exp(-q^2/2w^2) under unit noise: FSC = S/(S+1), 0.5 where S = 1 => q = w sqrt(2 ln A)
+    shape, voxel, w, amplitude = (60, 50, 64), (0.3, 0.35, 0.3), 0.35, 20.0
+    q = _frequency(shape, voxel)
+    signal = np.fft.ifftn(
+        np.fft.fftn(_noise(0, shape)) * np.sqrt(amplitude) * np.exp(-(q**2) / 4 / w**2)
+    ).real
+    curve = fourier_shell_correlation(signal + _noise(1, shape), signal + _noise(2, shape), voxel)
+    expected = w * np.sqrt(2 * np.log(amplitude))
+    assert curve.crossing(0.5) == pytest.approx(expected, rel=0.03)
+    assert curve.resolution(0.5) == pytest.approx(1 / expected, rel=0.03)
+    assert curve.resolution("half_bit") < curve.resolution("one_bit")
+
+
+def test_cone_separates_a_direction_that_is_all_noise():
+    shape, voxel = (48, 40, 44), (0.3, 0.4, 0.3)
+    qz = np.abs(np.fft.fftfreq(48, 0.3))[:, None, None]
+    wedge = np.fft.fftn(_noise(0, shape)) * (qz < 0.6 * _frequency(shape, voxel))
+    signal = 5 * np.fft.ifftn(wedge).real
+    a, b = signal + _noise(1, shape), signal + _noise(2, shape)
+    along = fourier_shell_correlation(a, b, voxel, direction=(0, 0, 1))
+    across = fourier_shell_correlation(a, b, voxel, direction=(1, 0, 0))
+    assert np.abs(along.correlation[-5:]).max() < 0.2
+    assert across.correlation[-5:].min() > 0.9
+
+
+def test_thresholds_are_the_published_ones():
+    n = np.array([1, 10, 1e3, 1e9])
+    root = 1 / np.sqrt(n)
+    np.testing.assert_allclose(
+        information_threshold(n, 0.5), (0.2071 + 1.9102 * root) / (1.2071 + 0.9102 * root), atol=1e-4
+    )
+    np.testing.assert_allclose(
+        information_threshold(n, 1), np.minimum((0.5 + 2.4142 * root) / (1.5 + 1.4142 * root), 1), atol=1e-4
+    )
+
+
+def test_unknown_threshold_and_different_shapes_are_refused():
+    curve = fourier_shell_correlation(_noise(0), _noise(1), VOXEL)
+    with pytest.raises(ValueError, match="half_bit"):
+        curve.crossing("two_bit")
+    with pytest.raises(ValueError, match="same shape"):
+        fourier_shell_correlation(_noise(0), _noise(0)[1:], VOXEL)
+
+
+@pytest.mark.parametrize(("shape", "voxel"), [(SHAPE, VOXEL), ((13, 16), (0.3, 0.2)), ((8, 8, 8), 0.3)])
+def test_power_spectrum_keeps_parseval(shape, voxel):
+    volume = _noise(3, shape) + 0.5
+    spectrum = radial_power_spectrum(volume, voxel)
+    assert (spectrum.power * spectrum.count).sum() == pytest.approx((volume**2).sum())
+    assert spectrum.count.sum() == volume.size
+
+
+def test_power_spectrum_finds_the_frequency_of_a_wave():
+    x = np.arange(64) * 0.3
+    spectrum = radial_power_spectrum(
+        np.cos(2 * np.pi * 10 / 64 / 0.3 * x) * np.ones((30, 40, 1)), (0.4, 0.3, 0.3)
+    )
+    assert spectrum.frequency[spectrum.power.argmax()] == pytest.approx(10 / 64 / 0.3, abs=0.05)
+
+
+def test_taper_is_one_inside_and_falls_towards_every_face():
+    mask = taper((9, 20, 31), 0.4)
+    assert mask[4, 10, 15] == 1
+    assert max(mask[0].max(), mask[-1].max(), mask[:, 0].max(), mask[:, :, -1].max()) <= 0.51

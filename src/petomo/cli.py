@@ -96,21 +96,17 @@ def run(
 def simulate(
     spec: Annotated[Path, typer.Argument(help="YAML specification.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder for the tilt series; new or empty.")],
-    set_: Settings = [],  # noqa: B006
 ) -> None:
     """Simulate a tilt series from atoms, with the truth beside it."""
-    from petomo.io.yaml import apply_overrides, read_yaml, validate
-
-    document = apply_overrides(read_yaml(spec), set_)
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out}: this folder is not empty; choose a new or empty one with --out")
     from petomo.simulation.acquisition import simulate as simulate_series
-    from petomo.simulation.spec import SimulationSpec
+    from petomo.simulation.spec import read_spec
 
     def told(done: int, total: int, seconds: float) -> None:
         typer.echo(f"tilt {done} of {total}: {seconds:.1f} s", err=True)
 
-    simulate_series(validate(document, SimulationSpec), out, on_tilt=told)
+    simulate_series(read_spec(spec), out, on_tilt=told)
     typer.echo(f"wrote {out}")
 
 

@@ -20,9 +20,13 @@ from petomo.io.volumes import read_mrc, write_mrc, write_stack
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def fail():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    pytest.raises(RuntimeError, fail)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
 

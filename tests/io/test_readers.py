@@ -285,8 +285,15 @@ def test_different_energy_in_one_tilt(tmp_path):
     assert "tilt_02.h5: this tilt has a beam energy of 300000 eV" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("attributes", [{"energy_ev": -1.0}, {"energy_ev": "fast"}, {"scan_step_angstrom": [1, 2, 3]},
-                                        {"semiangle_mrad": math.nan}])  # fmt: skip
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"energy_ev": -1.0},
+        {"energy_ev": "fast"},
+        {"scan_step_angstrom": [1, 2, 3]},
+        {"semiangle_mrad": math.nan},
+    ],
+)
 def test_senseless_attributes(tmp_path, attributes):
     write_tilt(tmp_path / "a.h5", **attributes)
     assert f"attribute {next(iter(attributes))} is" in refusal(tmp_path)

@@ -119,9 +119,11 @@ def test_schedule():
     assert not Schedule(step_size=0).active(3)
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("sim_*.yaml")) + [EXAMPLES / "demo.yaml",
-                                                                        SRC / "workflow" / "template.yaml"],
-                         ids=lambda path: path.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [*sorted(EXAMPLES.glob("sim_*.yaml")), EXAMPLES / "demo.yaml", SRC / "workflow" / "template.yaml"],
+    ids=lambda path: path.name,
+)
 def test_shipped_configurations_are_valid(path):
     assert load_config(path).version == 1
 

@@ -7,11 +7,11 @@ from petomo.workflow.describe import defocus_in_words, facts, probe_diameter, se
 
 
 def series(defocus=100.0, step=(1.0, 2.0)):
+    patterns = ArraySource(np.ones((12, 40, 50), np.uint16))
     tilts = tuple(
-        FourDSTEM(ArraySource(np.ones((12, 40, 50), np.uint16)), 3e5, 20.0, (3, 4), step, (0.05, 0.04), tilt, defocus,
-                  name=str(tilt))
+        FourDSTEM(patterns, 3e5, 20.0, (3, 4), step, (0.05, 0.04), tilt, defocus, name=str(tilt))
         for tilt in (-0.5, 0.7)
-    )  # fmt: skip
+    )
     return TiltSeries(tilts)
 
 
@@ -46,8 +46,16 @@ def test_the_sign_of_a_defocus_is_said_in_words():
 
 def test_lines_for_people():
     text = "\n".join(sentences(facts(series(), Config(), [24000.0, 48000.0])))
-    for words in ("2 tilts from -28.65 to 40.11 degrees", "1 x 2 A", "40 x 50 pixels", "1.969 pm", "100 A underfocus",
-                  "overlap by 52%", "1000 to 2000 e/A^2 a tilt, 3000 e/A^2 in all", "GiB"):  # fmt: skip
+    for words in (
+        "2 tilts from -28.65 to 40.11 degrees",
+        "1 x 2 A",
+        "40 x 50 pixels",
+        "1.969 pm",
+        "100 A underfocus",
+        "overlap by 52%",
+        "1000 to 2000 e/A^2 a tilt, 3000 e/A^2 in all",
+        "GiB",
+    ):
         assert words in text, words
     assert "do not overlap" in "\n".join(sentences(facts(series(0.0, (2.0, 2.0)), Config())))
 

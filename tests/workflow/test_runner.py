@@ -27,10 +27,8 @@ def config(tmp_path):
     for number in range(2):
         with h5py.File(tmp_path / "data" / f"t{number}.h5", "w") as file:
             file["counts"] = COUNTS
-            file.attrs.update(
-                energy_ev=2e5, semiangle_mrad=25.0, scan_step_angstrom=1.5, detector_sampling_inv_angstrom=0.07,
-                nominal_defocus_angstrom=60.0, nominal_tilt_deg=10.0 * number,
-            )  # fmt: skip
+            file.attrs.update(energy_ev=2e5, semiangle_mrad=25.0, scan_step_angstrom=1.5)
+            file.attrs.update(detector_sampling_inv_angstrom=0.07, nominal_tilt_deg=10.0 * number)
     (tmp_path / "run.yaml").write_text("data: {root: data}\noutput: {save_every: 2}\n")
     return lambda *overrides: load_config(tmp_path / "run.yaml", overrides)
 
@@ -52,10 +50,9 @@ class Stage:
             value = value + torch.randn(3, generator=generator)
             if iteration == self.at:
                 self.what()
-            context.iteration(
-                self.name, iteration, TOTAL, float(value.sum()), noise_floor=0.5,
-                state=lambda i=iteration, v=value: {"iteration": i, "value": v, "generator": generator.get_state()},
-            )  # fmt: skip
+            now = {"iteration": iteration, "value": value, "generator": generator.get_state()}
+            loss = float(value.sum())
+            context.iteration(self.name, iteration, TOTAL, loss, state=lambda now=now: now, noise_floor=0.5)
         np.save(context.folder / f"{self.name}.npy", value)
 
 
@@ -86,7 +83,7 @@ def results(folder):
     )
 
 
-def test_a_whole_run(config, tmp_path, caplog):
+def test_a_whole_run(config, tmp_path):
     run(config(), tmp_path / "run", stages=stages())
     metrics, arrays, finished, _ = results(tmp_path / "run")
     assert [record["iteration"] for record in metrics] == list(range(1, TOTAL + 1)) * 4
@@ -214,7 +211,10 @@ def test_bad_input_leaves_no_folder(config, tmp_path):
 
 def test_one_process_at_a_time(config, tmp_path):
     run(config(), tmp_path / "run", stages=stages())
-    code = "import fcntl,sys;f=open(sys.argv[1],'a');fcntl.flock(f,fcntl.LOCK_EX);print('held',flush=True);sys.stdin.read()"
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
     command = [sys.executable, "-c", code, str(tmp_path / "run" / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"

@@ -54,7 +54,7 @@ class Poses:
     @classmethod
     def from_matrices(cls, matrices: Tensor, tau: Tensor) -> Poses:
         """Poses from rotation matrices ``(tilt, 3, 3)`` and shifts."""
-        psi, theta, phi = roma.rotmat_to_euler("ZYX", matrices).unbind(-1)
+        psi, theta, phi = torch.unbind(roma.rotmat_to_euler("ZYX", matrices), -1)  # pyright: ignore
         return cls(phi, theta, psi, tau)
 
     def matrices(self) -> Tensor:
@@ -94,7 +94,7 @@ def fit_rigid(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     source, target : Tensor
         Paired points, shape ``(point, 3)``, in angstrom.
     """
-    return roma.rigid_points_registration(source, target)
+    return roma.rigid_points_registration(source, target)  # pyright: ignore[reportReturnType]
 
 
 def fit_gauge(found: Poses, truth: Poses) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,7 @@ def fit_gauge(found: Poses, truth: Poses) -> tuple[Tensor, Tensor]:
     """
     a, b = found.matrices(), truth.matrices()
     # R_found Q^T = R_truth for all tilts: Q^T = procrustes(sum R_found^T R_truth)
-    rotation = roma.special_procrustes((a.transpose(1, 2) @ b).sum(0)).T
+    rotation = roma.special_procrustes((a.transpose(1, 2) @ b).sum(0)).T  # pyright: ignore
     # tau_found - (R_found Q^T s)_xy = tau_truth, linear in s
     design = (a @ rotation.T)[:, :2].reshape(-1, 3)
     shift = torch.linalg.lstsq(design, (found.tau - truth.tau).reshape(-1, 1)).solution[:, 0]

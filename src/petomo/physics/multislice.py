@@ -8,7 +8,7 @@ left out, since it only changes phases on the detector.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,22 +66,22 @@ def transmission(phase: Tensor, absorption: Tensor | None = None) -> Tensor:
     return torch.complex(amplitude * torch.cos(phase), amplitude * torch.sin(phase))
 
 
-def default_chunk(window: tuple[int, int], threads: int | None = None) -> int:
+def default_chunk(window: Sequence[int], threads: int | None = None) -> int:
     """Patterns whose waves still fit the cache: 16 at 64 x 64 on one thread, twice that on two."""
     threads = threads or torch.get_num_threads()
     return max(1, round(16 * 4096 / (window[0] * window[1]))) * min(2, max(1, threads))
 
 
-def _field(stack: Tensor, corner: Tensor, window: tuple[int, int]) -> tuple[Tensor, Tensor, tuple[int, int]]:
+def _field(stack: Tensor, corner: Tensor, window: Sequence[int]) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """Grow a transmission stack by vacuum so that every patch lies inside."""
-    left, right, top, bottom = required_margin(corner, stack.shape[-2:], window)  # pyright: ignore
+    left, right, top, bottom = required_margin(corner, stack.shape[-2:], window)
     if left or right or top or bottom:
         stack = torch.nn.functional.pad(stack, (left, right, top, bottom), value=1.0)
         corner = corner + torch.tensor([top, left], device=corner.device)
     return stack, corner, (top, left)
 
 
-def _ramp(fraction: Tensor, window: tuple[int, int], like: Tensor) -> Tensor:
+def _ramp(fraction: Tensor, window: Sequence[int], like: Tensor) -> Tensor:
     """Phase ramps ``(k, y, x)`` that shift by ``fraction`` (k, 2) = (x, y) pixels."""
     fraction = fraction.to(like.real.dtype)
     qy, qx = (torch.fft.fftfreq(n, dtype=fraction.dtype, device=fraction.device) for n in window)
@@ -108,9 +108,8 @@ def diffract(
     """
     window = probe.shape[-2:]
     whole, fraction = split_positions(positions)
-    field, corner, _ = _field(
-        transmission(phase, absorption), corners(whole, phase.shape[-2:], window), window
-    )  # pyright: ignore
+    corner = corners(whole, phase.shape[-2:], window)
+    field, corner, _ = _field(transmission(phase, absorption), corner, window)
     spectrum = fft2(probe) * optics.entrance(len(phase), probe)
     propagator = optics.propagator(probe)
     out = []
@@ -158,7 +157,7 @@ def multislice_loss(
     `diffract`; ``measured`` holds electrons in FFT order, ``loss`` is one of
     `petomo.objectives.losses`, ``chunk`` the number of patterns whose waves are held at a time.
     """
-    chunk = chunk or default_chunk(probe.shape[-2:])  # pyright: ignore
+    chunk = chunk or default_chunk(probe.shape[-2:])
     return _MultisliceLoss.apply(phase, absorption, probe, positions, measured, optics, loss, chunk)  # pyright: ignore
 
 

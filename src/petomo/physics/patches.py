@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ def split_positions(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return whole.to(torch.int64), pixels - whole
 
 
-def corners(whole: Tensor, field: tuple[int, int], window: tuple[int, int]) -> Tensor:
+def corners(whole: Tensor, field: Sequence[int], window: Sequence[int]) -> Tensor:
     """First pixel ``(k, 2)`` as (row, column) of the patch whose centre ``n // 2`` lies at ``whole`` (x, y).
 
     ``whole`` counts from the optical axis, pixel ``field // 2``.
@@ -22,9 +24,7 @@ def corners(whole: Tensor, field: tuple[int, int], window: tuple[int, int]) -> T
     return torch.stack([row, column], dim=-1)
 
 
-def required_margin(
-    corner: Tensor, field: tuple[int, int], window: tuple[int, int]
-) -> tuple[int, int, int, int]:
+def required_margin(corner: Tensor, field: Sequence[int], window: Sequence[int]) -> tuple[int, int, int, int]:
     """Pixels (left, right, top, bottom) by which a field must grow so that every patch lies inside."""
     low, high = corner.amin(0), corner.amax(0)
     top, left = (max(0, -int(v)) for v in low)
@@ -32,7 +32,7 @@ def required_margin(
     return left, right, top, bottom
 
 
-def crop(stack: Tensor, corner: Tensor, window: tuple[int, int]) -> Tensor:
+def crop(stack: Tensor, corner: Tensor, window: Sequence[int]) -> Tensor:
     """C_w: patches ``(slice, k, y, x)`` of a stack ``(slice, Y, X)``; every corner must lie inside."""
     (h, w), places = window, corner.tolist()
     return torch.stack([stack[:, y : y + h, x : x + w] for y, x in places], dim=1)

@@ -142,7 +142,7 @@ class _Csr(NamedTuple):
         )
 
 
-def _to_csr(matrix: scipy.sparse.csr_matrix, dtype: torch.dtype, device: torch.device) -> _Csr:
+def _to_csr(matrix: scipy.sparse.csr_array, dtype: torch.dtype, device: torch.device) -> _Csr:
     return _Csr(
         torch.as_tensor(matrix.indices.astype(np.int64), device=device),
         torch.as_tensor(matrix.indptr.astype(np.int64), device=device),
@@ -152,7 +152,7 @@ def _to_csr(matrix: scipy.sparse.csr_matrix, dtype: torch.dtype, device: torch.d
 
 def _tilt_matrix(
     theta: float, depth: int, width: int, geometry: SliceGeometry, kind: Interpolation, derivative: bool
-) -> scipy.sparse.csr_matrix:
+) -> scipy.sparse.csr_array:
     """Sparse ``(slice * x_out, z * x_in)`` matrix of Ry(theta) and the line integral over slices."""
     kernel, half = _KERNELS[kind]
     s, n, out = geometry.slices, geometry.samples, geometry.shape[1]
@@ -182,7 +182,7 @@ def _tilt_matrix(
             columns.append((iz * width + ix)[inside])
             values.append(weight[inside] * step)
     triplets = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
-    return scipy.sparse.coo_matrix(triplets, shape=(s * out, depth * width)).tocsr()
+    return scipy.sparse.coo_array(triplets, shape=(s * out, depth * width)).tocsr()
 
 
 def _tilt_operator(theta, depth, width, geometry, kind, dtype, device) -> tuple[_Csr, _Csr]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +106,13 @@ def _field_of_view(window: Grid, positions: np.ndarray) -> Grid:
 
 
 def mean_patterns(
-    spec: SimulationSpec, atoms: Atoms, truth: TiltTruth, rng: np.random.Generator, device: str = "cpu"
+    spec: SimulationSpec,
+    atoms: Atoms,
+    truth: TiltTruth,
+    rng: np.random.Generator,
+    *,
+    workers: int = 1,
+    device: str = "cpu",
 ) -> np.ndarray:
     """Expected electrons ``(k, ky, kx)``, averaged over phonons, source positions and focus.
 
@@ -116,6 +124,8 @@ def mean_patterns(
         Pose, scan and defocus.
     rng : np.random.Generator
         For the configurations.
+    workers : int
+        Configurations computed at the same time.
     """
     n = spec.phonons.configurations
     moves = centred_normal(rng, spec.phonons.displacement_rms_angstrom, (n, len(atoms), 3))
@@ -125,12 +135,15 @@ def mean_patterns(
     lab = truth.apply(atoms.positions)
     grid = _field_of_view(setup.window, np.abs(truth.positions) + np.abs(source).max(axis=0))
     potential = AtomicPotential.create(grid, spec.slice_angstrom, atoms.numbers, spec.potential, device)
-    total = torch.zeros(len(truth.positions), *spec.pattern_shape, device=device)
-    for i in range(n):
+
+    def configuration(i: int) -> torch.Tensor:
         sliced = potential.slices(lab + moves[i], atoms.numbers)
-        total += diffraction_patterns(
-            sliced, setup, _aberrations(spec, focus[i]), truth.positions + source[i]
-        )
+        return diffraction_patterns(sliced, setup, _aberrations(spec, focus[i]), truth.positions + source[i])
+
+    total = torch.zeros(len(truth.positions), *spec.pattern_shape, device=device)
+    with ThreadPoolExecutor(workers) as pool:
+        for patterns in pool.map(configuration, range(n)):
+            total += patterns
     electrons = spec.dose_per_tilt * spec.scan_step_angstrom[0] * spec.scan_step_angstrom[1]
     return total.cpu().numpy().astype(np.float64) * (electrons / n)
 
@@ -220,12 +233,24 @@ def simulate(
     truths = [draw_truth(spec, i, rng) for i, rng in enumerate(generators)]
     _prepare(out_dir, overwrite)
     write_truth(out_dir / "truth", spec, atoms, truths)
-    for i, (truth, rng) in enumerate(zip(truths, generators, strict=True)):
-        start = time.perf_counter()
-        counts = rng.poisson(mean_patterns(spec, atoms, truth, rng, device))
-        write_tilt(out_dir / f"tilt_{i:02d}.h5", spec, i, counts)
-        if on_tilt is not None:
-            on_tilt(i + 1, n, time.perf_counter() - start)
+    with _single_threaded_torch() as workers:
+        for i, (truth, rng) in enumerate(zip(truths, generators, strict=True)):
+            start = time.perf_counter()
+            mean = mean_patterns(spec, atoms, truth, rng, workers=workers, device=device)
+            write_tilt(out_dir / f"tilt_{i:02d}.h5", spec, i, rng.poisson(mean))
+            if on_tilt is not None:
+                on_tilt(i + 1, n, time.perf_counter() - start)
+
+
+@contextmanager
+def _single_threaded_torch() -> Iterator[int]:
+    """Yield torch's number of threads, to be spent on whole configurations: small FFTs share badly."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _prepare(folder: Path, overwrite: bool) -> None:

@@ -116,11 +116,11 @@ def score(
     truth: Annotated[Path, typer.Option("--truth", help="Folder with atoms.xyz and poses.npz.")],
 ) -> None:
     """Compare a finished run with the truth of a simulation; also writes RUN/score.json."""
+    _need_folder(run_folder, "a run folder")
+    _need_folder(truth, "the truth folder of a simulation")
     from petomo.analysis.score import format_score, score_run
     from petomo.io.artefacts import write_json
 
-    _need_folder(run_folder, "a run folder")
-    _need_folder(truth, "the truth folder of a simulation")
     result = score_run(run_folder, truth)
     write_json(run_folder / "score.json", result)
     typer.echo(format_score(result))
@@ -129,9 +129,9 @@ def score(
 @app.command()
 def report(run_folder: RunFolder) -> None:
     """Write RUN/report.html from the artefacts that are there."""
+    _need_folder(run_folder, "a run folder")
     from petomo.analysis.report import write_report
 
-    _need_folder(run_folder, "a run folder")
     typer.echo(f"wrote {write_report(run_folder)}")
 
 

@@ -105,6 +105,7 @@ def test_overrides_reach_into_groups_and_lists():
     assert root.leaf.start == 4
     assert root.shapes[0].radius == 2.0
     assert load("name: x", "sizes=[4, 5]").sizes == [4, 5]
+    assert load("name: x", "name=*.h5").name == "*.h5", "a glob is no alias"
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,9 @@ def _parse_value(text: str, override: str) -> Any:
     try:
         return _plain(YAML(typ="rt").load(text))
     except YAMLError as error:
-        raise UserError(
-            f"--set {override}: the value is not valid YAML; quote it if it holds `:` or `[`"
-        ) from error
+        if text[0] not in "[{\"'":  # a glob such as *.h5 is an alias to YAML, a text to everybody else
+            return text
+        raise UserError(f"--set {override}: this is not valid YAML; close its brackets and quotes") from error
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:

@@ -7,6 +7,7 @@ form `petomo.physics.multislice.multislice_loss` takes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ class Amplitude:
 
     epsilon: float = 0.05
     mask: Tensor | None = field(default=None, repr=False)
+    curvature: ClassVar[float] = 2.0
 
     def __call__(self, intensity: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
         model = (intensity + self.epsilon).sqrt_()
@@ -59,6 +61,7 @@ class Poisson:
 
     epsilon: float = 0.05
     mask: Tensor | None = field(default=None, repr=False)
+    curvature: ClassVar[float] = 4.0
 
     def __call__(self, intensity: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
         model, data = intensity + self.epsilon, measured + self.epsilon

@@ -1,0 +1,128 @@
+"""Gauss-Newton steps for the geometry of one tilt: angles, shift, scan distortion, single positions.
+
+The curvature is measured by moving each parameter a little and looking at how the model amplitudes
+move: for ``L = c/2 sum (a - a_meas)^2`` the Gauss-Newton matrix is ``c sum (da/dp)^2``. It changes
+slowly, so it is kept for some passes while the exact gradients are taken in every one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Finite moves that measure the curvature: small against the resolution, large against rounding.
+_MOVE_ANGSTROM = 0.03
+_MOVE_RADIAN = 2e-3
+
+
+@torch.no_grad()
+def position_curvature(model, tilt: int, curvature: float) -> Tensor:
+    """Gauss-Newton matrices ``(k, 2, 2)`` of the loss in the positions of one tilt, per square angstrom.
+
+    Parameters
+    ----------
+    model : Ptychography or PtychoTomography
+        Left as it was.
+    tilt : int
+        Which tilt.
+    curvature : float
+        Second derivative of the loss in the model amplitude (2 for `Amplitude`, 4 for `Poisson`).
+    """
+    positions = model.positions[tilt]
+    index = torch.arange(len(positions), device=positions.device)
+    base = model.predict(tilt, index).sqrt()
+    slopes = []
+    for axis in (0, 1):
+        kept = positions.data.clone()
+        positions.data[:, axis] += _MOVE_ANGSTROM
+        slopes.append((model.predict(tilt, index).sqrt() - base) / _MOVE_ANGSTROM)
+        positions.data.copy_(kept)
+    jacobian = torch.stack(slopes, dim=1).flatten(2)
+    return curvature * jacobian @ jacobian.transpose(1, 2)
+
+
+@torch.no_grad()
+def angle_curvature(model, tilt: int, curvature: float, sample: int = 4) -> Tensor:
+    """Gauss-Newton matrix ``(3, 3)`` of the loss in (phi, theta, psi) of one tilt, per square radian.
+
+    psi turns the specimen and the scan together (see `turn_scan`): turning the specimen alone is
+    nearly the same as a turned scan, and the two would hold each other up.
+
+    Parameters
+    ----------
+    sample : int
+        Every how many positions to look at; the result is scaled to all of them.
+    """
+    positions, angles = model.positions[tilt], model.angles[tilt]
+    index = torch.arange(0, len(positions), sample, device=positions.device)
+    base = model.predict(tilt, index).sqrt()
+    slopes = []
+    for axis in range(3):
+        kept, kept_positions = angles.data[axis].clone(), positions.data.clone()
+        angles.data[axis] += _MOVE_RADIAN
+        if axis == 2:
+            positions.data.copy_(turn_scan(positions.data, model.tau.data[tilt], _MOVE_RADIAN))
+        slopes.append((model.predict(tilt, index).sqrt() - base) / _MOVE_RADIAN)
+        angles.data[axis] = kept
+        positions.data.copy_(kept_positions)
+    jacobian = torch.stack(slopes).flatten(1).double()
+    return curvature * jacobian @ jacobian.T * (len(positions) / len(index))
+
+
+def turn_scan(positions: Tensor, tau: Tensor, angle: float | Tensor) -> Tensor:
+    """Positions ``(k, 2)`` turned about the specimen's origin, with the specimen."""
+    angle = torch.as_tensor(angle, dtype=torch.float64, device=positions.device)
+    c, s = torch.cos(angle), torch.sin(angle)
+    matrix = torch.stack([torch.stack([c, s]), torch.stack([-s, c])])
+    return ((positions.double() - tau) @ matrix + tau).to(positions.dtype)
+
+
+def affine_basis(positions: Tensor) -> Tensor:
+    """``(k, 2, 6)``: a common shift and a linear map of scan positions about their centre."""
+    centred = positions - positions.mean(0)
+    zero, one = torch.zeros_like(centred[:, 0]), torch.ones_like(centred[:, 0])
+    x, y = centred.unbind(-1)
+    rows = torch.stack([one, zero, x, y, zero, zero, zero, one, zero, zero, x, y], dim=-1)
+    return rows.view(-1, 2, 6)
+
+
+def pooled_step(basis: Tensor, curvature: Tensor, gradient: Tensor, damping: float = 1e-3) -> Tensor:
+    """Least-squares motion shared by all positions of a tilt.
+
+    Parameters
+    ----------
+    basis : Tensor
+        ``(k, 2, p)``, positions per shared parameter.
+    curvature, gradient : Tensor
+        ``(k, 2, 2)`` and ``(k, 2)`` of the loss in the positions.
+
+    Returns
+    -------
+    Tensor
+        ``(p,)``.
+    """
+    basis, curvature, gradient = basis.double(), curvature.double(), gradient.double()
+    normal = torch.einsum("kip,kij,kjq->pq", basis, curvature, basis)
+    right = torch.einsum("kip,ki->p", basis, gradient)
+    return -damped_solve(normal, right, damping)
+
+
+def damped_solve(normal: Tensor, right: Tensor, damping: float) -> Tensor:
+    """Levenberg-Marquardt step ``(H + damping diag H)^-1 g``, zero where nothing is known."""
+    diagonal = normal.diagonal(dim1=-2, dim2=-1)
+    floor = diagonal.amax(-1, keepdim=True).clamp_min(1e-30) * 1e-9
+    return torch.linalg.solve(normal + torch.diag_embed(damping * diagonal + floor), right)
+
+
+def single_steps(curvature: Tensor, gradient: Tensor, prior: float, damping: float = 0.05) -> Tensor:
+    """Newton step ``(k, 2)`` of every position by itself.
+
+    Parameters
+    ----------
+    prior : float
+        Precision added to the curvature (loss units per square angstrom): keeps positions that see
+        only vacuum from wandering.
+    """
+    eye = torch.eye(2, dtype=curvature.dtype, device=curvature.device)
+    typical = curvature.diagonal(dim1=-2, dim2=-1).mean()
+    return -torch.linalg.solve(curvature * (1 + damping) + (prior + 1e-6 * typical) * eye, gradient)

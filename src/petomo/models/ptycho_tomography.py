@@ -1,0 +1,122 @@
+"""The end-to-end model: one volume, seen at every tilt by mixed-state probes (paper Eq. 14, 15)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from petomo.core.electron import interaction_constant
+from petomo.core.pose import Poses
+from petomo.physics.multislice import Loss, MultisliceOptics, diffract, multislice_loss
+from petomo.physics.resample import Interpolation, SliceGeometry, rotate_and_bin
+
+
+@dataclass(frozen=True)
+class TomographyGeometry:
+    """How the volume is cut into slices and how the beam runs through them.
+
+    Parameters
+    ----------
+    slices : SliceGeometry
+        Slices that `rotate_and_bin` makes of the volume.
+    optics : MultisliceOptics
+        Probe window, energy and slice thickness; its pixel is the volume's voxel.
+    interpolation : str
+        See `rotate_and_bin`.
+    """
+
+    slices: SliceGeometry
+    optics: MultisliceOptics
+    interpolation: Interpolation = "spline"
+
+    def __post_init__(self):
+        if any(abs(p / self.slices.voxel - 1) > 1e-3 for p in self.optics.window.pixel_size):
+            raise ValueError(
+                f"the probe's pixel {self.optics.window.pixel_size} A must equal the voxel {self.slices.voxel} A"
+            )
+
+
+class PtychoTomography(nn.Module):
+    """Volume, probes, positions and poses, with one line of forward() per equation.
+
+    Parameters
+    ----------
+    volume : Tensor
+        Potential in volts, ``z y x``.
+    poses : Poses
+        One per tilt; tau acts on the probe positions, which is exact.
+    probes : Tensor
+        ``(tilt, mode, y, x)`` complex at the plane z = 0, in root electrons.
+    positions : list of Tensor
+        ``(k, 2)`` as (x, y) in angstrom for every tilt.
+    geometry : TomographyGeometry
+        Slices and optics.
+    absorption : Tensor, optional
+        Imaginary part of the potential in volts.
+    """
+
+    def __init__(
+        self,
+        volume: Tensor,
+        poses: Poses,
+        probes: Tensor,
+        positions: list[Tensor],
+        geometry: TomographyGeometry,
+        absorption: Tensor | None = None,
+    ):
+        super().__init__()
+        real = volume.dtype
+        self.geometry = geometry
+        self.sigma = interaction_constant(geometry.optics.energy_ev)
+        self.volume = nn.Parameter(volume.clone())
+        self.absorption = None if absorption is None else nn.Parameter(absorption.clone())
+        self.probes = nn.ParameterList([p.clone() for p in probes])
+        self.positions = nn.ParameterList([p.to(real).clone() for p in positions])
+        # angles and shifts stay in double precision: their steps are small against their values
+        self.angles = nn.Parameter(torch.stack([poses.phi, poses.theta, poses.psi], dim=-1).to(torch.float64))
+        self.tau = nn.Parameter(poses.tau.to(torch.float64).clone())
+
+    @property
+    def pixel_size(self) -> float:
+        """Voxel of the volume and pixel of the probes in angstrom."""
+        return self.geometry.slices.voxel
+
+    def lipschitz(self, fluence: float) -> float:
+        """Bound on the curvature of the amplitude loss in the volume for this many electrons a pixel.
+
+        One voxel turns the phase by sigma V voxel, and a beam crosses at most the whole depth.
+        """
+        return 2 * fluence * (self.sigma * self.pixel_size) ** 2 * self.volume.shape[0]
+
+    @property
+    def poses(self) -> Poses:
+        """Poses as they stand now (detached, float64)."""
+        return Poses(*self.angles.unbind(-1), self.tau).detach()
+
+    def phase(self, tilt: int) -> tuple[Tensor, Tensor | None]:
+        """``sigma B_b A_Theta V`` and, if modelled, the absorption, both ``(slice, y, x)`` in radian."""
+        geometry, origin = self.geometry, torch.zeros(2, dtype=torch.float64, device=self.tau.device)
+        phi, theta, psi = self.angles[tilt]
+        args = (phi, theta, psi, origin, geometry.slices, geometry.interpolation)
+        absorption = None if self.absorption is None else rotate_and_bin(self.absorption, *args) * self.sigma
+        return rotate_and_bin(self.volume, *args) * self.sigma, absorption
+
+    def pixels(self, tilt: int, index: Tensor) -> Tensor:
+        """Probe positions in pixels of the tilt's slices: moving the specimen by tau is moving the probe by -tau."""
+        shifted = self.positions[tilt][index] - self.tau[tilt].to(self.positions[tilt].dtype)
+        return shifted / self.pixel_size
+
+    def forward(self, tilt: int, index: Tensor, measured: Tensor, loss: Loss) -> Tensor:
+        """Loss summed over the patterns ``index`` of one tilt; ``measured`` in FFT order."""
+        phase, absorption = self.phase(tilt)
+        return multislice_loss(
+            phase, absorption, self.probes[tilt], self.pixels(tilt, index), measured, self.geometry.optics, loss
+        )
+
+    @torch.no_grad()
+    def predict(self, tilt: int, index: Tensor) -> Tensor:
+        """Model intensities ``(k, ky, kx)`` in FFT order, electrons."""
+        phase, absorption = self.phase(tilt)
+        return diffract(phase, absorption, self.probes[tilt], self.pixels(tilt, index), self.geometry.optics)

@@ -52,7 +52,9 @@ class VolumeSettings(Section):
 class BrightFieldSettings(Section):
     """Step 1a: direct phase images and the probe's aberrations."""
 
-    method: Literal["auto", "ssb", "weak_phase", "parallax", "none"] = "auto"
+    method: Literal["auto", "ssb", "weak_phase", "parallax", "none"] = Field(
+        default="auto", description="auto picks one from the sampling and says why"
+    )
     fit: list[Literal["C10", "C12"]] = Field(default=["C10", "C12"], description="aberrations to fit")
     defocus_range_angstrom: tuple[float, float] = Field(
         default=(-300.0, 300.0), description="[lowest, highest] defocus searched, relative to the first guess"
@@ -72,13 +74,13 @@ class PtychographySettings(Section):
     slice_thickness_angstrom: PositiveFloat | None = Field(
         default=None, description="null = thickness / slices"
     )
-    probe_modes: PositiveInt = 3
-    iterations: NonNegativeInt = 40
+    probe_modes: PositiveInt = Field(default=3, description="incoherent modes of the probe")
+    iterations: NonNegativeInt = Field(default=40, description="passes over a tilt's patterns")
     batch_size: PositiveInt = Field(default=64, description="patterns per step")
-    loss: Loss = "amplitude"
-    object: Schedule = Schedule(step_size=1.0)
-    probe: Schedule = Schedule(step_size=1.0, start=3)
-    positions: Schedule = Schedule(step_size=0.5, start=10)
+    loss: Loss = Field(default="amplitude", description="amplitude (paper Eq. 16) or Poisson likelihood")
+    object: Schedule = Field(default=Schedule(step_size=1.0), description="the tilt's potential")
+    probe: Schedule = Field(default=Schedule(step_size=1.0, start=3), description="the probe's modes")
+    positions: Schedule = Field(default=Schedule(step_size=0.5, start=10), description="the scan positions")
     affine: bool = Field(
         default=True, description="refine one affine map of the scan beside the single positions"
     )
@@ -102,21 +104,25 @@ class AlignmentSettings(Section):
 class EndToEndSettings(Section):
     """Step 3: one volume against all diffraction patterns (paper, Algorithm 3)."""
 
-    iterations: NonNegativeInt = 60
+    iterations: NonNegativeInt = Field(default=60, description="passes over all patterns of all tilts")
     batch_size: PositiveInt = Field(default=64, description="patterns per step")
     slices: PositiveInt | None = Field(default=None, description="slices the volume is binned to")
     slice_thickness_angstrom: PositiveFloat | None = Field(
         default=None, description="thickness of a slice in angstrom"
     )
     probe_modes: PositiveInt | None = Field(default=None, description="null = as many as ptychography gave")
-    loss: Loss = "amplitude"
-    solver: Literal["preconditioned", "sgd"] = "preconditioned"
-    interpolation: Literal["auto", "linear", "cubic", "shear"] = "auto"
+    loss: Loss = Field(default="amplitude", description="amplitude (paper Eq. 16) or Poisson likelihood")
+    solver: Literal["preconditioned", "sgd"] = Field(
+        default="preconditioned", description="sgd = the paper's plain gradient descent"
+    )
+    interpolation: Literal["auto", "linear", "cubic", "shear"] = Field(
+        default="auto", description="how the volume is rotated; auto = the best measured one"
+    )
     absorption: bool = Field(default=False, description="true = complex potential")
-    volume: Schedule = Schedule(step_size=1.0)
-    probe: Schedule = Schedule(step_size=1.0, start=10)
-    positions: Schedule = Schedule(step_size=0.5, start=15)
-    poses: Schedule = Schedule(step_size=0.5, start=20)
+    volume: Schedule = Field(default=Schedule(step_size=1.0), description="the potential")
+    probe: Schedule = Field(default=Schedule(step_size=1.0, start=10), description="the probe's modes")
+    positions: Schedule = Field(default=Schedule(step_size=0.5, start=15), description="the scan positions")
+    poses: Schedule = Field(default=Schedule(step_size=0.5, start=20), description="the poses")
     regularizers: list[RegularizerSettings] = Field(default=[], description="applied in this order")
 
     @model_validator(mode="after")
@@ -132,7 +138,9 @@ class FSCSettings(Section):
     half_sets: bool = Field(
         default=False, description="true = reconstruct two half sets as well (doubles the time)"
     )
-    split: Literal["checkerboard"] = "checkerboard"
+    split: Literal["checkerboard"] = Field(
+        default="checkerboard", description="which scan positions go to which half"
+    )
 
 
 class AtomSettings(Section):
@@ -141,7 +149,7 @@ class AtomSettings(Section):
     elements: list[str] | None = Field(
         default=None, description="chemical symbols expected; null = positions only"
     )
-    min_distance_angstrom: PositiveFloat = 1.5
+    min_distance_angstrom: PositiveFloat = Field(default=1.5, description="nearest two atoms can be")
     threshold: NonNegativeFloat | None = Field(
         default=None, description="lowest peak in volts; null = from the noise"
     )
@@ -157,12 +165,14 @@ class AnalysisSettings(Section):
 class ComputeSettings(Section):
     """Where and how the numbers are crunched."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto = CUDA where there is one"
+    )
     threads: PositiveInt | None = Field(
         default=None, description="processor threads; null = what torch chooses"
     )
-    precision: Literal["float32", "float64"] = "float32"
-    seed: NonNegativeInt = 0
+    precision: Literal["float32", "float64"] = Field(default="float32", description="of all reconstructions")
+    seed: NonNegativeInt = Field(default=0, description="of every random order and start")
 
 
 class OutputSettings(Section):
@@ -174,7 +184,7 @@ class OutputSettings(Section):
 class Config(Section):
     """A whole run."""
 
-    version: Literal[1] = 1
+    version: Literal[1] = Field(default=1, description="of this file format")
     name: str = Field(default="", description="default: the YAML file's name")
     data: DataSettings = DataSettings()
     volume: VolumeSettings = VolumeSettings()

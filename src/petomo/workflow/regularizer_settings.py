@@ -18,14 +18,14 @@ class L1Imaginary(_Regularizer):
     """Soft threshold of the potential's imaginary part (paper Eq. 17)."""
 
     type: Literal["l1_imaginary"]
-    weight: NonNegativeFloat
+    weight: NonNegativeFloat = Field(description="strength; 0 does nothing")
 
 
 class L1Real(_Regularizer):
     """Soft threshold of the potential's real part."""
 
     type: Literal["l1_real"]
-    weight: NonNegativeFloat
+    weight: NonNegativeFloat = Field(description="strength; 0 does nothing")
 
 
 class NonNegative(_Regularizer):
@@ -38,30 +38,30 @@ class Butterworth(_Regularizer):
     """Radial low-pass."""
 
     type: Literal["butterworth"]
-    cutoff_per_angstrom: PositiveFloat
-    order: PositiveFloat = 2.0
+    cutoff_per_angstrom: PositiveFloat = Field(description="where the gain is 1 / sqrt 2")
+    order: PositiveFloat = Field(default=2.0, description="steepness")
 
 
 class DepthKernel(_Regularizer):
     """Missing-cone filter of the gradient along the beam."""
 
     type: Literal["depth_kernel"]
-    weight: NonNegativeFloat
-    alpha: NonNegativeFloat = 1.0
+    weight: NonNegativeFloat = Field(description="strength; 0 does nothing")
+    alpha: NonNegativeFloat = Field(default=1.0, description="damping of high frequencies")
 
 
 class TotalVariation(_Regularizer):
     """Isotropic 3D total variation."""
 
     type: Literal["total_variation"]
-    weight: NonNegativeFloat
+    weight: NonNegativeFloat = Field(description="strength; 0 does nothing")
 
 
 class Gaussian(_Regularizer):
     """Gaussian low-pass."""
 
     type: Literal["gaussian"]
-    sigma_angstrom: PositiveFloat
+    sigma_angstrom: PositiveFloat = Field(description="width in real space")
 
 
 class Support(_Regularizer):
@@ -71,7 +71,7 @@ class Support(_Regularizer):
     threshold: PositiveFloat = Field(
         default=0.1, description="share of the smoothed maximum that counts as specimen"
     )
-    grow_angstrom: NonNegativeFloat = 3.0
+    grow_angstrom: NonNegativeFloat = Field(default=3.0, description="margin around the outline")
 
 
 RegularizerSettings = Annotated[

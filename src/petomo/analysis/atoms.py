@@ -17,6 +17,7 @@ from petomo.analysis.gaussians import GaussianAtoms, fit_gaussians
 VoxelSize = float | Sequence[float] | np.ndarray
 _START_SIGMA, _START_STRETCH = 0.4, 1.2
 _CANDIDATE_FLOOR = 0.02  # of the brightest peaks: far below the faintest element beside the heaviest
+_DROP = 0.25  # of that floor: fitted atoms below it have shrunk away
 _BOND_FACTOR = 0.85  # shortest bond over the sum of covalent radii
 
 
@@ -140,7 +141,7 @@ def _fit(
 ) -> tuple[GaussianAtoms, np.ndarray]:
     """Fitted atoms, the highest first, without those that shrank away or met a higher one; the residual."""
     found, residual = fit_gaussians(smooth, size, start)
-    found = _sorted(found.select(found.height >= floor))
+    found = _sorted(found.select(found.height >= _DROP * floor))
     return found.select(_highest_of_neighbours(found.positions, np.full(len(found), min_distance))), residual
 
 

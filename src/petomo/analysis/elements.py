@@ -15,7 +15,7 @@ from ase.data import atomic_numbers
 
 _SLOPE, _SLOPE_SPREAD = 0.6, 0.1
 _MEAN_SPREAD = 0.1  # elements lie within 10 % of the line
-_WIDTHS = (0.06, 0.4)  # range of the scatter of ln height in an element
+_WIDTHS = (0.06, 0.3)  # range of the scatter of ln height in an element
 _NOISE_WIDTHS = (0.1, 0.7)
 _NOISE_GAP = 0.35  # the noise class lies at least this far below the lightest element
 _MIN_WEIGHT = 1e-3

@@ -232,3 +232,12 @@ def test_chunk_fits_the_cache():
     assert default_chunk((64, 64), 2) == 32
     assert default_chunk((1024, 1024), 1) == 1
     assert default_chunk((128, 128), 1) == 4
+
+
+def test_second_derivatives_are_refused_rather_than_wrong():
+    optics, phase, absorption, probe, positions, measured = small_problem()
+    phase.requires_grad_()
+    value = multislice_loss(phase, absorption, probe, positions, measured, optics, Amplitude())
+    (gradient,) = torch.autograd.grad(value.square(), phase, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -8,7 +8,6 @@ from petomo.core.pose import Poses, rotation_matrices
 from petomo.physics.resample import (
     SliceGeometry,
     _known_tilt_operator,
-    _SplineCoefficients,
     rotate_and_bin,
     rotate_and_bin_reference,
 )
@@ -204,18 +203,6 @@ def test_samples_are_never_coarser_than_voxels():
     assert SliceGeometry(3, 1.7, (4, 4), 0.3).samples == 6
     assert SliceGeometry(3, 0.3 * 4, (4, 4), 0.3).samples == 4
     assert SliceGeometry(3, 0.1, (4, 4), 0.3).samples == 1
-
-
-@pytest.mark.parametrize("shape", [(1, 5, 3), (8, 2, 1), (13, 10, 4)])
-def test_spline_coefficients_give_the_samples_back(shape):
-    samples = torch.randn(shape, dtype=torch.float64)
-    found = _SplineCoefficients.apply(samples)
-    for dim in (0, 1):
-        padded = torch.nn.functional.pad(found, (0, 0, *((1, 1) if dim else (0, 0, 1, 1))))
-        n = shape[dim]
-        found = sum(w * padded.narrow(dim, i, n) for i, w in enumerate((1 / 6, 2 / 3, 1 / 6)))
-    torch.testing.assert_close(found, samples)
-    assert_backward_is_adjoint(_SplineCoefficients.apply, samples)
 
 
 def test_matrices_are_kept_only_for_angles_that_stay():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.fft import fft2, ifft2
 
 from petomo.core.electron import wavelength
@@ -136,6 +137,7 @@ class _MultisliceLoss(torch.autograd.Function):
         return values.sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):  # pyright: ignore[reportIncompatibleMethodOverride]
         grads = [g * upstream if g is not None else None for g in ctx.saved_tensors]
         return (*grads, None, None, None, None)

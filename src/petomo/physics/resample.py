@@ -11,17 +11,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from petomo.core.pose import rotation_matrices
 from petomo.physics.fourier import rotate_plane
-
-Interpolation = Literal["linear", "cubic", "spline"]
+from petomo.physics.interpolation import KERNELS, Interpolation, spline_coefficients
 
 
 @dataclass(frozen=True)
@@ -49,76 +49,6 @@ class SliceGeometry:
     def samples(self) -> int:
         """Samples of the volume per slice, never coarser than a voxel."""
         return max(1, math.ceil(self.thickness / self.voxel - 1e-9))
-
-
-# ------------------------------------------------------------------ kernels
-
-
-def _linear(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return 1 - np.abs(t), -np.sign(t)
-
-
-def _keys(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # Keys 1981, a = -1/2
-    u, sign = np.abs(t), np.sign(t)
-    near, far = 1.5 * u**3 - 2.5 * u**2 + 1, -0.5 * u**3 + 2.5 * u**2 - 4 * u + 2
-    near_slope, far_slope = 4.5 * u**2 - 5 * u, -1.5 * u**2 + 5 * u - 4
-    return np.where(u < 1, near, far), np.where(u < 1, near_slope, far_slope) * sign
-
-
-def _spline(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # cubic B-spline (Unser 1999), used with the prefilter of `_prefilter_matrix`
-    u, sign = np.abs(t), np.sign(t)
-    near, far = 2 / 3 - u**2 + u**3 / 2, (2 - u) ** 3 / 6
-    near_slope, far_slope = -2 * u + 1.5 * u**2, -((2 - u) ** 2) / 2
-    return np.where(u < 1, near, far), np.where(u < 1, near_slope, far_slope) * sign
-
-
-_KERNELS = {"linear": (_linear, 1), "cubic": (_keys, 2), "spline": (_spline, 2)}
-
-
-@lru_cache(maxsize=32)
-def _pivots(n: int) -> tuple[float, ...]:
-    """Reciprocal pivots of the tridiagonal matrix (1, 4, 1), six times the B-spline's sampling matrix."""
-    pivots = [0.25]
-    while len(pivots) < n:
-        pivots.append(1 / (4 - pivots[-1]))
-    return tuple(pivots[:n])
-
-
-@lru_cache(maxsize=32)
-def _prefilter_matrix(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Inverse of the B-spline's sampling matrix."""
-    off = np.full(n - 1, 1 / 6)
-    sampling = np.diag(np.full(n, 2 / 3)) + np.diag(off, 1) + np.diag(off, -1)
-    return torch.as_tensor(np.linalg.inv(sampling), dtype=dtype, device=device)
-
-
-class _SplineCoefficients(torch.autograd.Function):
-    """Samples ``(z, x, y)`` to B-spline coefficients along z and x, zero outside (Unser 1999).
-
-    The sampling matrix is symmetric, so this is its own adjoint.
-    """
-
-    @staticmethod
-    def forward(_ctx, planes):
-        nz, nx, _ = planes.shape
-        if planes.is_cuda:  # two products instead of thousands of small kernels
-            mz, mx = (_prefilter_matrix(n, planes.dtype, planes.device) for n in (nz, nx))
-            return torch.matmul(mx, torch.tensordot(mz, planes, dims=1))
-        pz, px = _pivots(nz), _pivots(nx)
-        scale = 36 * torch.outer(*(torch.tensor(p, dtype=planes.dtype) for p in (pz, px)))
-        out = torch.mul(planes, scale[:, :, None], out=planes.new_empty(planes.shape))
-        for pivots, lines in ((pz, out.unbind(0)), (px, out.unbind(1))):  # Thomas algorithm, in place
-            for i in range(1, len(lines)):
-                lines[i].sub_(lines[i - 1], alpha=pivots[i])
-            for i in range(len(lines) - 2, -1, -1):
-                lines[i].sub_(lines[i + 1], alpha=pivots[i])
-        return out
-
-    @staticmethod
-    def backward(_ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _SplineCoefficients.apply(gradient)
 
 
 # ------------------------------------------------------------ sparse matrix
@@ -154,7 +84,7 @@ def _tilt_matrix(
     theta: float, depth: int, width: int, geometry: SliceGeometry, kind: Interpolation, derivative: bool
 ) -> scipy.sparse.csr_array:
     """Sparse ``(slice * x_out, z * x_in)`` matrix of Ry(theta) and the line integral over slices."""
-    kernel, half = _KERNELS[kind]
+    kernel, half = KERNELS[kind]
     s, n, out = geometry.slices, geometry.samples, geometry.shape[1]
     step = geometry.thickness / n / geometry.voxel
     z_lab = (np.arange(s * n) - (s * n - 1) / 2) * step
@@ -211,6 +141,7 @@ class _TiltAndBin(torch.autograd.Function):
         )
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
         angle, depth, width, height, geometry, kind = ctx.args
         flat = gradient.reshape(-1, height).contiguous()
@@ -239,7 +170,9 @@ def rotate_and_bin(
 ) -> Tensor:
     """Slices ``B_b A_Theta,tau V`` in volt angstrom: the potential integrated over each slice.
 
-    Differentiable with respect to everything but the geometry. Outside the volume is vacuum.
+    Differentiable once with respect to everything but the geometry. Outside the volume is vacuum, but
+    phi, psi and tau move it periodically: leave a margin as wide as the motion, both in the volume and
+    in the geometry's lateral shape.
 
     Parameters
     ----------
@@ -265,7 +198,7 @@ def rotate_and_bin(
         volume = rotate_plane(volume.permute(2, 0, 1), phi).permute(1, 2, 0)
     planes = volume.permute(0, 2, 1)
     if interpolation == "spline":
-        planes = _SplineCoefficients.apply(planes)
+        planes = spline_coefficients(planes)
     stack = _TiltAndBin.apply(planes.contiguous(), theta, geometry, interpolation).permute(0, 2, 1)  # pyright: ignore
     stack = _fit(stack, geometry.shape[0], dim=1) * geometry.voxel
     still = not (psi.requires_grad or tau.requires_grad) and float(psi) == 0.0 and not bool(tau.any())

@@ -148,6 +148,7 @@ def test_check_says_what_follows(petomo):
     for words in (
         "3 tilts from 0 to 20 degrees",
         "60 A overfocus (C10 = 60 A)",
+        "t1.h5: +10.00 degrees, ",
         "e/A^2 in all",
         "ready to run",
     ):

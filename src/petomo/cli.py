@@ -58,15 +58,17 @@ def init(
 @app.command()
 def check(config: ConfigFile, set_: Settings = []) -> None:  # noqa: B006
     """Open and validate everything, and say in words what follows."""
-    from petomo.io.readers import open_tilt_series, validate_counts
+    from petomo.io.readers import validate_counts
     from petomo.workflow.config import load_config
-    from petomo.workflow.describe import facts, sentences
+    from petomo.workflow.describe import facts, sentences, tilt_lines
+    from petomo.workflow.runner import open_input
 
     settings = load_config(config, set_)
-    series = open_tilt_series(settings.data)
-    for line in sentences(facts(series, settings, validate_counts(series))):
+    series, device = open_input(settings)
+    numbers = facts(series, settings, validate_counts(series))
+    for line in [*tilt_lines(series, numbers), *sentences(numbers)]:
         typer.echo(line)
-    typer.echo("ready to run")
+    typer.echo(f"ready to run on {device}")
 
 
 @app.command()
@@ -177,11 +179,5 @@ def main() -> None:
     except (UserError, OSError) as error:
         if os.environ.get("PETOMO_DEBUG"):
             raise
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
         print(f"petomo: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("petomo: stopped", file=sys.stderr)
-        sys.exit(130)

@@ -180,6 +180,14 @@ def test_opening_reads_no_pattern(tmp_path):
         series[0].patterns([0])
 
 
+def test_numbers_in_names_count_as_numbers(tmp_path):
+    for number in (10, 2, 1, 0):
+        write_tilt(tmp_path / f"tilt_{number}.h5")
+    assert [path.name for path in find_tilts(DataSettings(root=str(tmp_path)))] == [
+        f"tilt_{number}.h5" for number in (0, 1, 2, 10)
+    ]
+
+
 def test_excluding_and_listing(tmp_path):
     series_of(tmp_path, 4)
     assert [t.name for t in opened(tmp_path, exclude=[1, 3])] == ["tilt_00.h5", "tilt_02.h5"]

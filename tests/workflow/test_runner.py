@@ -115,6 +115,8 @@ def test_resuming_gives_what_an_uninterrupted_run_gives(config, tmp_path, at, wh
     with pytest.raises(error):
         run(config(), tmp_path / "part", stages=stages(at, what))
     assert results(tmp_path / "part")[2] == ["bright_field", "ptychography"]
+    log = (tmp_path / "part" / "run.log").read_text()
+    assert ("ZeroDivisionError" in log) == (what is crash)
     again = stages()
     run(config(), tmp_path / "part", resume=True, stages=again)
     assert [stage.calls for stage in again.values()] == [0, 0, 1, 1]

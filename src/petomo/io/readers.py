@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,19 +20,26 @@ from petomo.io.sources import FileSource, open_source
 Pair = tuple[float, float]
 
 
+def _natural(path: Path) -> list[tuple[bool, int, str]]:
+    """Sort key by name in which tilt_2 comes before tilt_10."""
+    return [
+        (part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split("([0-9]+)", str(path))
+    ]
+
+
 def find_tilts(data: DataSettings) -> list[Path]:
     """Files of the series, sorted by name, before any is excluded."""
     root = Path(data.root or ".")
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; set data.root to the folder of the tilt series")
     if isinstance(data.tilts, str):
-        paths = sorted(root.glob(data.tilts))
+        paths = sorted(root.glob(data.tilts), key=_natural)
         if not paths:
             raise UserError(
                 f"{root}: no file matches data.tilts `{data.tilts}`; correct the glob or data.root"
             )
     else:
-        paths = sorted(root / name for name in data.tilts)
+        paths = sorted((root / name for name in data.tilts), key=_natural)
         if not paths:
             raise UserError("data.tilts is an empty list, but should name at least one file")
     for path in paths:

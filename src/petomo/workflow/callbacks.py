@@ -64,7 +64,7 @@ class Reporter:
             self._handlers.append(handler)
         shown = _ConsoleHandler(self.console)
         self._handlers.append(shown)
-        LOG.setLevel(logging.INFO)
+        LOG.setLevel(logging.DEBUG)
         for handler in self._handlers:
             LOG.addHandler(handler)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -153,7 +153,7 @@ class _ConsoleHandler(logging.Handler):
     """Log lines above the progress bar, without markup or highlighting."""
 
     def __init__(self, console: Console):
-        super().__init__()
+        super().__init__(logging.INFO)
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:

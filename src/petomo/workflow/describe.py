@@ -96,6 +96,15 @@ def facts(series: TiltSeries, config: Config, electrons: Sequence[float] | None 
     return out
 
 
+def tilt_lines(series: TiltSeries, numbers: dict[str, Any]) -> list[str]:
+    """One line per tilt, so that an angle given to the wrong file is seen."""
+    doses = numbers["dose_per_tilt_per_square_angstrom"]
+    return [
+        f"{tilt.name}: {math.degrees(tilt.stage_tilt):+.2f} degrees, {dose:.4g} e/A^2"
+        for tilt, dose in zip(series, doses, strict=True)
+    ]
+
+
 def _memory(series: TiltSeries, config: Config, voxels: int) -> int:
     """Rough peak: one tilt's patterns, and some ten copies of the volume in a solver."""
     number = 8 if config.compute.precision == "float64" else 4

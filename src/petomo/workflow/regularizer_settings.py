@@ -47,7 +47,7 @@ class DepthKernel(_Regularizer):
 
     type: Literal["depth_kernel"]
     weight: NonNegativeFloat = Field(description="strength; 0 does nothing")
-    alpha: NonNegativeFloat = Field(default=1.0, description="damping of high frequencies")
+    alpha: NonNegativeFloat = Field(default=1.0, description="damping of high frequencies in square angstrom")
 
 
 class TotalVariation(_Regularizer):

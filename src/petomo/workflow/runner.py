@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 from petomo import __version__
+from petomo.core.dataset import TiltSeries
 from petomo.core.errors import UserError
 from petomo.io.artefacts import read_json, read_poses, write_json
 from petomo.io.metrics import drop_metrics
 from petomo.io.readers import open_tilt_series, validate_counts
-from petomo.workflow.callbacks import Interrupted, Reporter
+from petomo.workflow.callbacks import LOG, Interrupted, Reporter
 from petomo.workflow.config import Config, dump_config
 from petomo.workflow.context import RunContext, Stages
 from petomo.workflow.describe import facts
@@ -39,6 +40,22 @@ def default_stages() -> Stages:
     from petomo.workflow.stages import STAGES
 
     return STAGES
+
+
+def open_input(config: Config) -> tuple[TiltSeries, torch.device]:
+    """Everything a configuration refers to, opened; no pattern is read.
+
+    Raises
+    ------
+    UserError
+        If something is missing or does not fit.
+    """
+    device = choose_device(config.compute.device)
+    series = open_tilt_series(config.data)
+    path = config.alignment.poses
+    if path is not None and len(poses := read_poses(path)[0]) != len(series):
+        raise UserError(f"{path}: this holds {len(poses)} poses for {len(series)} tilts; give one per tilt")
+    return series, device
 
 
 def run(
@@ -76,10 +93,7 @@ def run(
     stages = default_stages() if stages is None else stages
     folder = Path(out_dir)
     holds_run = check_target(folder, stages, resume, start_from)
-    device = choose_device(config.compute.device)
-    series = open_tilt_series(config.data)
-    if config.alignment.poses is not None:
-        _check_poses(config.alignment.poses, len(series))
+    series, device = open_input(config)
     electrons = None if holds_run else validate_counts(series)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,12 +106,6 @@ def run(
             _run_stages(context, stages, finished)
     except PermissionError as error:
         raise UserError(f"{error.filename}: this cannot be written; choose another --out") from error
-
-
-def _check_poses(path: str, count: int) -> None:
-    poses, _ = read_poses(path)
-    if len(poses) != count:
-        raise UserError(f"{path}: this holds {len(poses)} poses for {count} tilts; give one per tilt")
 
 
 def _prepare(context: RunContext, stages: Stages, start_from: str | None) -> dict[str, float]:
@@ -140,6 +148,9 @@ def _run_stages(context: RunContext, stages: Stages, finished: dict[str, float])
         except Interrupted as stop:
             command = f"petomo run {context.folder / 'config.yaml'} --resume --out {context.folder}"
             raise Interrupted(f"{stop}; resume with: {command}") from None
+        except Exception:
+            LOG.debug("%s: failed", name, exc_info=True)  # into run.log; the console gets one sentence
+            raise
         finished[name] = round(time.monotonic() - start, 3)
         write_json(context.folder / "state.json", {"petomo": __version__, "finished": finished})
         context.summarise(stage_seconds=finished)

@@ -145,12 +145,13 @@ def bright_field_stack(
     geometry : ScanGeometry
         Calibration; a `FourDSTEM` serves as both arguments.
     max_pixels : int
-        Neighbouring detector pixels are binned until the disk has no more; bounds the memory to
-        ``max_pixels * scan_y * scan_x`` numbers.
+        Neighbouring detector pixels are binned until the disk has no more; and further, down to 64, until the
+        stack has no more than 2^27 numbers.
     block : int
         Patterns held at once.
     """
     count = math.prod(geometry.scan_shape)
+    max_pixels = min(max_pixels, max(64, (1 << 27) // count))
     shape = patterns.pattern_shape if isinstance(patterns, FourDSTEM) else tuple(patterns.shape[-2:])
     q = _detector_frequencies(shape, geometry.detector_sampling)
     cutoff = mrad_to_inverse_angstrom(geometry.semiangle_mrad, geometry.energy_ev)

@@ -70,12 +70,13 @@ def _band(qy: Tensor, qx: Tensor, grid: Grid) -> Tensor:
     return (qy * grid.pixel_size[0]) ** 2 + (qx * grid.pixel_size[1]) ** 2 <= (BAND_LIMIT / 2) ** 2
 
 
-def transmissions(sliced: SlicedPotential, energy_ev: float) -> Tensor:
-    """Band-limited ``exp(i sigma V dz)`` of every slice, complex64 ``(slice, y, x)`` (paper Eq. 5)."""
-    phase = interaction_constant(energy_ev) * sliced.potential
-    qy, qx = (sliced.grid.frequencies(i, device=phase.device) for i in (0, 1))
-    spectrum = torch.fft.fft2(torch.polar(torch.ones_like(phase), phase))
-    return torch.fft.ifft2(spectrum * _band(qy[:, None], qx[None], sliced.grid))
+def transmissions(sliced: SlicedPotential, energy_ev: float) -> list[Tensor]:
+    """Band-limited ``exp(i sigma V dz)`` of every slice, complex64 ``(y, x)`` (paper Eq. 5)."""
+    phases = interaction_constant(energy_ev) * sliced.potential
+    qy, qx = (sliced.grid.frequencies(i, device=phases.device) for i in (0, 1))
+    band = _band(qy[:, None], qx[None], sliced.grid)
+    waves = (torch.polar(torch.ones_like(phase), phase) for phase in phases)
+    return [torch.fft.ifft2(torch.fft.fft2(wave) * band) for wave in waves]
 
 
 def diffraction_patterns(

@@ -179,7 +179,8 @@ def _value_and_gradients(phase, absorption, probe, positions, measured, optics, 
     grad_spectrum = torch.zeros_like(spectrum)
     grad_positions = torch.zeros(len(positions), 2, dtype=phase.dtype, device=phase.device)
     values = []
-    for part in torch.arange(len(positions), device=positions.device).split(chunk):
+    for start in range(0, len(positions), chunk):
+        part = slice(start, start + chunk)
         patches = crop(field, corner[part], window).unsqueeze(2)
         ramp = _ramp(fraction[part], window, probe)[:, None]
         shifted = spectrum * ramp
@@ -197,15 +198,12 @@ def _value_and_gradients(phase, absorption, probe, positions, measured, optics, 
         # c is the conjugate of the adjoint wave: with it no conjugation is needed in the loop
         factor = weight.mul(2 * scale).to(probe.dtype).unsqueeze(1)
         c = fft2(torch.conj_physical(far).mul_(factor))
-        gathered = []
         for s in range(slices - 1, -1, -1):
-            if want_object:
-                gathered.append((waves[s] * c).sum(1))
+            if grad_field is not None:
+                scatter_add_(grad_field[s : s + 1], (waves[s] * c).sum(1)[None], corner[part])
             c.mul_(patches[s])
             if s:
                 c = fft2(ifft2(c, norm="forward").mul_(propagator))
-        if grad_field is not None:
-            scatter_add_(grad_field, torch.stack(gathered[::-1]), corner[part])
         if want_illumination:
             c = ifft2(c, norm="forward")
             overlap = (c * shifted).sum(1).imag

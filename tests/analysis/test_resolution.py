@@ -117,3 +117,10 @@ def test_taper_is_one_inside_and_falls_towards_every_face():
     mask = taper((9, 20, 31), 0.4)
     assert mask[4, 10, 15] == 1
     assert max(mask[0].max(), mask[-1].max(), mask[:, 0].max(), mask[:, :, -1].max()) <= 0.51
+
+
+def test_shells_of_few_coefficients_do_not_end_the_curve():
+    curve = fourier_shell_correlation(_noise(0), _noise(0) + 1e-3 * _noise(1), VOXEL, direction=(0, 0, 1))
+    assert curve.count[0] < 6
+    assert curve.correlation[0] < curve.half_bit[0]
+    assert curve.crossing("half_bit") is None

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from scipy import fft
 from scipy.signal.windows import tukey
 
+_FEWEST = 6  # coefficients in a shell that a crossing is read from
 VoxelSize = float | Sequence[float] | np.ndarray
 
 
@@ -62,14 +63,16 @@ class ShellCorrelation:
     def crossing(self, kind: str | float = "one_bit") -> float | None:
         """Frequency in 1/angstrom where the curve first falls below a threshold; None if it never does.
 
-        Linear interpolation between shells; 0 if already the first shell lies below.
+        Linear interpolation between shells; 0 if already the first shell lies below. Shells of fewer than
+        six independent coefficients, where the information thresholds near 1, are passed over.
         """
-        above = self.correlation - self.threshold(kind)
+        enough = self.count >= _FEWEST
+        above = np.where(enough, self.correlation - self.threshold(kind), 0.0)
         below = np.flatnonzero(above < 0)
         if len(below) == 0:
             return None
         i = int(below[0])
-        if i == 0:
+        if not enough[:i].any():
             return 0.0
         fraction = above[i - 1] / (above[i - 1] - above[i])
         return float(self.frequency[i - 1] + fraction * (self.frequency[i] - self.frequency[i - 1]))

@@ -1,0 +1,268 @@
+"""What the report's sections show, each from its own files of the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from petomo.analysis import figures, volume_figures
+from petomo.analysis.panels import as_data_uri
+from petomo.analysis.resolution import fourier_shell_correlation, taper
+from petomo.io import artefacts
+from petomo.io.metrics import read_metrics
+from petomo.io.volumes import read_mrc
+
+_LISTED = 6  # numbers of a list that a table shows one by one
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a ``data:`` address, and the sentence below it."""
+
+    source: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a section shows."""
+
+    pictures: Sequence[Picture] = ()
+    rows: Sequence[Sequence[str]] = ()
+    header: Sequence[str] = ()
+    lines: Sequence[str] = ()
+    text: str = ""  # shown word for word, folded away
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a section comes about: files it needs, the stage that makes them, the function that shows them."""
+
+    title: str
+    needs: tuple[str, ...]
+    maker: str
+    show: Callable[[Path], Content]
+
+
+def _picture(figure: Any, caption: str) -> Picture:
+    return Picture(as_data_uri(figure), caption)
+
+
+def _input(run: Path) -> Content:
+    rows = list(flat_rows(artefacts.read_json(run / "summary.json")))
+    config = run / "config.yaml"
+    return Content(rows=rows, text=config.read_text(encoding="utf-8") if config.is_file() else "")
+
+
+def flat_rows(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Rows (name, value in words) of a nested dict whose keys carry their units; defocus says its sign."""
+    for key, value in values.items():
+        name = f"{path} / {key}" if path else str(key)
+        if isinstance(value, Mapping):
+            yield from flat_rows(value, name)
+        elif value is not None:
+            yield name.replace("_", " "), in_words(str(key), value)
+
+
+def in_words(key: str, value: Any) -> str:
+    """A value for people: short numbers, long lists by number and range, the sign of a defocus as a word."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, list, tuple)):
+        return str(value)
+    if isinstance(value, (int, float)):
+        return figures.defocus_in_words(value) if "defocus" in key else f"{value:.6g}"
+    if len(value) <= _LISTED:
+        return ", ".join(in_words(key, item) for item in value)
+    if all(isinstance(item, (int, float)) for item in value):
+        return f"{len(value)} values from {in_words(key, min(value))} to {in_words(key, max(value))}"
+    return ", ".join(str(item) for item in value)
+
+
+def _loss(run: Path) -> Content:
+    records = read_metrics(run / "metrics.jsonl")
+    rows = []
+    for stage, mine in _by_stage(records).items():
+        last = {r.get("tilt"): r for r in mine if r.get("loss") is not None}.values()
+        loss = np.mean([r["loss"] for r in last]) if last else np.nan
+        floors = [r["noise_floor"] for r in last if r.get("noise_floor") is not None]
+        over = f"{loss / np.mean(floors):.3f}" if floors else "-"
+        rows.append((stage, f"{loss:.5g}", f"{np.mean(floors):.5g}" if floors else "-", over))
+    caption = "The dashed line is the loss that the noise alone would leave with a perfect model."
+    return Content(
+        pictures=[_picture(figures.loss_curves(records), caption)] if rows else (),
+        header=("stage", "last loss (mean of the tilts)", "noise floor", "loss / floor"),
+        rows=rows,
+    )
+
+
+def _by_stage(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    out: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        out.setdefault(str(record["stage"]), []).append(record)
+    return out
+
+
+def _bright_field(run: Path) -> Content:
+    tilts = artefacts.read_bright_field(run / "bright_field.h5")
+    rows = []
+    for number, (_, a) in enumerate(tilts):
+        astigmatism = (
+            f"{a['C12_angstrom']:.3g} Å at {a.get('phi12_degree', 0):.0f}°" if "C12_angstrom" in a else "-"
+        )
+        rotation = f"{a['scan_rotation_degree']:.2f}°" if "scan_rotation_degree" in a else "-"
+        words = figures.defocus_in_words(a.get("defocus_angstrom"))
+        rows.append((str(number), str(a.get("method", "-")), words, astigmatism, rotation))
+    reasons = list(dict.fromkeys(str(a["reason"]) for _, a in tilts if a.get("reason")))
+    caption = "Phase from the bright-field disk alone, before any iteration."
+    return Content(
+        pictures=[_picture(figures.bright_field_images(tilts), caption)],
+        header=("tilt", "method", "defocus", "astigmatism C12", "scan rotation"),
+        rows=rows,
+        lines=reasons,
+    )
+
+
+def _probes(run: Path) -> Content:
+    probes = artefacts.read_probes(run / "probes.h5")
+    modes = [m.numpy() for m in probes.modes]
+    known = [d for d in probes.defocus if np.isfinite(d)]
+    words = figures.defocus_in_words
+    lines = [f"Fitted defocus at z = 0: {words(min(known))} to {words(max(known))}."] if known else []
+    caption = "Real space; hue is the phase, brightness the root of the amplitude; percent of the intensity."
+    figure = figures.probe_modes(modes, probes.pixel_size, probes.defocus)
+    return Content(pictures=[_picture(figure, caption)], lines=lines)
+
+
+def _positions(run: Path) -> Content:
+    refined, initial = ([p.numpy() for p in part] for part in artefacts.read_positions(run / "positions.h5"))
+    caption = "From the nominal to the refined position; the tilt's common offset is taken off."
+    return Content(pictures=[_picture(figures.scan_positions(refined, initial), caption)])
+
+
+def _poses(run: Path) -> Content:
+    poses, names = artefacts.read_poses(run / "poses.json")
+    angles = np.rad2deg(np.stack([a.numpy() for a in (poses.phi, poses.theta, poses.psi)], axis=1))
+    nominal = _nominal_tilts(run)
+    rows = [
+        (name, *(f"{a:.3f}" for a in angle), *(f"{t:.3f}" for t in tau))
+        for name, angle, tau in zip(names, angles, poses.tau.tolist(), strict=True)
+    ]
+    caption = f"{artefacts.POSE_CONVENTION}; a rigid motion common to all tilts is free."
+    return Content(
+        pictures=[_picture(figures.poses(angles, poses.tau.numpy(), nominal), caption)],
+        header=("tilt", "phi (°)", "theta (°)", "psi (°)", "tau x (Å)", "tau y (Å)"),
+        rows=rows,
+    )
+
+
+def _nominal_tilts(run: Path) -> list[float] | None:
+    """``stage_tilts_degree`` of the summary, wherever in it."""
+
+    def search(value: Any) -> list[float] | None:
+        if not isinstance(value, Mapping):
+            return None
+        if isinstance(value.get("stage_tilts_degree"), list):
+            return value["stage_tilts_degree"]
+        return next((found for inner in value.values() if (found := search(inner))), None)
+
+    path = run / "summary.json"
+    return search(artefacts.read_json(path)) if path.is_file() else None
+
+
+def _patterns(run: Path) -> Content:
+    pictures = []
+    for name, entry in sorted(artefacts.read_patterns(run / "patterns.h5").items(), reverse=True):
+        title = f"{name} pattern: tilt {entry['tilt']}, position {entry['index']}, loss {entry['loss']:.4g}"
+        figure = figures.pattern_pair(entry["measured"], entry["model"], title)
+        pictures.append(_picture(figure, "Square-root scale; the difference is in widths of Poisson noise."))
+    return Content(pictures=pictures)
+
+
+def _slices(run: Path) -> Content:
+    volume, voxel = read_mrc(run / "volume.mrc")
+    z, y, x = volume.shape
+    lines = [
+        f"{z} x {y} x {x} voxels (z y x) of {' x '.join(f'{v:.4g}' for v in voxel)} Å; "
+        f"{volume.min():.4g} to {volume.max():.4g} V, mean {volume.mean():.4g} V."
+    ]
+    caption = "Slabs through the centre, the brightest 0.2 % clipped; the beam runs along z at zero tilt."
+    return Content(pictures=[_picture(volume_figures.orthogonal_slices(volume, voxel), caption)], lines=lines)
+
+
+def _spectrum(run: Path) -> Content:
+    volume, voxel = read_mrc(run / "volume.mrc")
+    caption = "Central planes of the power spectrum: the missing wedge opens about qz."
+    return Content(pictures=[_picture(volume_figures.power_spectrum(volume, voxel), caption)])
+
+
+def _fsc(run: Path) -> Content:
+    a, b, voxel = artefacts.read_half_volumes(run / "half_volumes.h5")
+    mask = taper(a.shape)
+    a, b = (a - a.mean()) * mask, (b - b.mean()) * mask
+    curve = fourier_shell_correlation(a, b, voxel)
+    axes = {"x": (1, 0, 0), "y": (0, 1, 0), "z": (0, 0, 1)}
+    cones = {n: fourier_shell_correlation(a, b, voxel, direction=d) for n, d in axes.items()}
+    rows = []
+    for name, kind in (("0.143", 0.143), ("half-bit", "half_bit"), ("one-bit", "one_bit")):
+        periods = [
+            f"{c.resolution(kind):.3f}" + (" (never crossed)" if c.crossing(kind) is None else "")
+            for c in (curve, *cones.values())
+        ]
+        rows.append((name, *periods))
+    figure = volume_figures.shell_correlation(curve, cones)
+    caption = "Half sets under a soft mask; cones of 20° half angle about the axes."
+    return Content(
+        pictures=[_picture(figure, caption)],
+        header=("threshold", "all (Å)", "about x (Å)", "about y (Å)", "about z (Å)"),
+        rows=rows,
+    )
+
+
+def _atoms(run: Path) -> Content:
+    atoms = artefacts.read_atoms(run / "atoms.xyz")
+    symbols = np.array(atoms.get_chemical_symbols())
+    rows = []
+    for symbol in dict.fromkeys(symbols.tolist()):
+        mine = symbols == symbol
+        medians = [
+            f"{np.median(atoms.arrays[key][mine]):.3g}" if key in atoms.arrays else "-"
+            for key in ("intensity", "sigma")
+        ]
+        rows.append((symbol, str(mine.sum()), *medians))
+    limit = atoms.info.get("threshold_volt")
+    return Content(
+        pictures=[_picture(volume_figures.atom_projections(atoms), "Sample frame, origin at the centre.")],
+        header=("element", "atoms", "median integrated potential (V Å³)", "median sigma (Å)"),
+        rows=rows,
+        lines=[f"Peaks above {float(limit):.4g} V count as atoms."] if limit is not None else (),
+    )
+
+
+def _timings(run: Path) -> Content:
+    rows = []
+    for stage, mine in _by_stage(read_metrics(run / "metrics.jsonl")).items():
+        seconds = float(sum(r.get("seconds") or 0 for r in mine))
+        rows.append((stage, str(len(mine)), f"{seconds:.1f}", f"{seconds / len(mine):.3g}"))
+    return Content(header=("stage", "iterations", "seconds", "seconds an iteration"), rows=rows)
+
+
+PLANS: dict[str, Plan] = {
+    "input": Plan("What went in", ("summary.json",), "the start of the run", _input),
+    "loss": Plan("Loss per stage", ("metrics.jsonl",), "any iterative stage", _loss),
+    "bright-field": Plan("Bright field", ("bright_field.h5",), "bright_field", _bright_field),
+    "probes": Plan("Probes", ("probes.h5",), "ptychography", _probes),
+    "positions": Plan("Scan positions", ("positions.h5",), "ptychography", _positions),
+    "poses": Plan("Poses", ("poses.json",), "alignment", _poses),
+    "patterns": Plan("Patterns against the model", ("patterns.h5",), "end_to_end", _patterns),
+    "slices": Plan("Slices of the potential", ("volume.mrc",), "end_to_end", _slices),
+    "spectrum": Plan("Power spectrum", ("volume.mrc",), "end_to_end", _spectrum),
+    "fsc": Plan(
+        "Resolution of half sets", ("half_volumes.h5",), "analysis with analysis.fsc.half_sets: true", _fsc
+    ),
+    "atoms": Plan("Atoms", ("atoms.xyz",), "analysis", _atoms),
+    "timings": Plan("Timings", ("metrics.jsonl",), "any iterative stage", _timings),
+}
+"""The page's sections in order."""

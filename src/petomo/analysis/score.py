@@ -93,7 +93,7 @@ def score_atoms(
     wrong = symbols[match.found] != true_symbols[match.true]
     lone = np.setdiff1d(np.arange(len(found)), match.found)
     elements = {}
-    for symbol in sorted(set(true_symbols), key=lambda s: -atomic_numbers[s]):
+    for symbol in sorted(set(true_symbols.tolist()), key=lambda s: -atomic_numbers[s]):
         mine = true_symbols[match.true] == symbol
         total = int((true_symbols == symbol).sum())
         elements[symbol] = {

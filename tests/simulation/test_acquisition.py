@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import ase.io
 import h5py
@@ -234,3 +235,32 @@ def test_agrees_with_an_independent_simulation(shared_data):
     found = counts(folder / "tilt_00.h5").reshape(-1, 48, 48)[some]
     strong = expected > 5
     assert ((found - expected)[strong] ** 2 / expected[strong]).mean() < 1.2
+
+
+def test_source_and_focal_spread_average_over_positions_and_defoci():
+    blurred = {"source_rms_angstrom": 0.5, "focal_spread_rms_angstrom": 25}
+    sharp = SMALL | {
+        "scan_shape": (2, 15),
+        "scan_step_angstrom": (0.7, 1.5),
+        "phonons": {"configurations": 1},
+    }
+    spec = SimulationSpec(
+        **(sharp | {"phonons": {"configurations": 2, "displacement_rms_angstrom": 0}, "coherence": blurred})
+    )
+    atoms = build_specimen(spec.specimen, tilt_generator(1, -1))
+    truth = draw_truth(spec, 0, tilt_generator(1, 0))
+    found = mean_patterns(spec, atoms, truth, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    centred_normal(rng, 0, (2, len(atoms), 3))
+    source, focus = centred_normal(rng, 0.5, (2, 2)), centred_normal(rng, 25, (2,))
+    apart = [
+        mean_patterns(
+            SimulationSpec(**sharp),
+            atoms,
+            replace(truth, positions=truth.positions + source[i], defocus=truth.defocus + focus[i]),
+            rng,
+        )
+        for i in range(2)
+    ]
+    assert found == pytest.approx((apart[0] + apart[1]) / 2, rel=1e-3, abs=0.02)
+    assert np.abs(apart[0] - apart[1]).sum() > 0.02 * found.sum()

@@ -27,7 +27,14 @@ from petomo.algorithms.refinement import (
 from petomo.algorithms.status import Status
 from petomo.models.ptycho_tomography import PtychoTomography
 from petomo.models.ptychography import Ptychography
-from petomo.objectives.regularizers import Filter, L1Imaginary, Proximal, regularize_, regularize_gradient, shrink_
+from petomo.objectives.regularizers import (
+    Filter,
+    L1Imaginary,
+    Proximal,
+    regularize_,
+    regularize_gradient,
+    shrink_,
+)
 from petomo.physics.multislice import Loss
 from petomo.physics.probe import orthogonalise
 
@@ -106,7 +113,7 @@ def reconstruct(
     read: Reader,
     loss: Loss,
     options: DescentOptions,
-    regularizers: Sequence = (),
+    regularizers: Sequence | Callable[[int], Sequence] = (),
     state: dict | None = None,
 ) -> Iterator[Status]:
     """Run Algorithm 1 or 3 on ``model`` in place, yielding after every pass.
@@ -121,9 +128,9 @@ def reconstruct(
         `petomo.objectives.losses`.
     options : DescentOptions
         Steps and schedules.
-    regularizers : sequence
-        Objects of `petomo.objectives.regularizers` with ``prox_`` or ``filter_``, applied in place:
-        ``prox_`` after each volume step, ``filter_`` after each pass.
+    regularizers : sequence, or callable of the pass number
+        Objects of `petomo.objectives.regularizers`, applied in place: ``prox_`` after each volume step,
+        ``filter_`` after each pass, ``filter_gradient`` before each volume step.
     state : dict, optional
         ``Status.state`` of an earlier pass: go on from there, to the same result as without the stop.
 
@@ -135,10 +142,11 @@ def reconstruct(
     work = _Work(model, options, state)
     for iteration in range(work.finished, options.iterations):
         total, count = 0.0, 0
+        terms = regularizers(iteration) if callable(regularizers) else regularizers
         for tilt in torch.randperm(len(model.positions), generator=work.generator).tolist():
-            visit = _visit(model, read, loss, options, regularizers, work, iteration, tilt)
+            visit = _visit(model, read, loss, options, terms, work, iteration, tilt)
             total, count = total + visit, count + len(model.positions[tilt])
-        regularize_([r for r in regularizers if isinstance(r, Filter)], model.volume.data)
+        regularize_([r for r in terms if isinstance(r, Filter)], model.volume.data)
         if options.probe.active(iteration):
             for probe in model.probes:
                 probe.data.copy_(orthogonalise(probe.data))
@@ -153,7 +161,9 @@ class _Work:
         self.model, self.options = model, options
         self.generator = torch.Generator().manual_seed(options.seed)
         self.momentum = torch.zeros_like(model.volume.data)
-        self.momentum_absorption = None if model.absorption is None else torch.zeros_like(model.absorption.data)
+        self.momentum_absorption = (
+            None if model.absorption is None else torch.zeros_like(model.absorption.data)
+        )
         self.curvature: dict[str, Tensor] = {}
         self.finished = 0
         if state is not None:
@@ -282,7 +292,9 @@ def _step_geometry(model, loss, options, work, iteration, tilt, gradient, angle_
         arm = positions.double() - model.tau.data[tilt]
         angle_gradient = angle_gradient.clone()
         angle_gradient[2] += (gradient[:, 1] * arm[:, 0] - gradient[:, 0] * arm[:, 1]).sum()
-        step = -damped_solve(work.curvature[key], angle_gradient, 1e-2).clamp(-5e-3, 5e-3) * options.poses.step
+        step = (
+            -damped_solve(work.curvature[key], angle_gradient, 1e-2).clamp(-5e-3, 5e-3) * options.poses.step
+        )
         model.angles.data[tilt] += step
         positions.copy_(turn_scan(positions, model.tau.data[tilt], step[2]))
     if not (options.affine.active(iteration) or options.positions.active(iteration)):
@@ -293,7 +305,9 @@ def _step_geometry(model, loss, options, work, iteration, tilt, gradient, angle_
     known = work.curvature[key]
     if options.affine.active(iteration):
         basis = affine_basis(positions)
-        shared = (basis.double() @ pooled_step(basis, known, gradient)).to(positions.dtype) * options.affine.step
+        shared = (basis.double() @ pooled_step(basis, known, gradient)).to(
+            positions.dtype
+        ) * options.affine.step
         shared = shared.clamp(-0.3, 0.3)
         gradient = gradient + (known @ shared[..., None])[..., 0]
         _move(model, tilt, shared)

@@ -112,7 +112,13 @@ class PtychoTomography(nn.Module):
         """Loss summed over the patterns ``index`` of one tilt; ``measured`` in FFT order."""
         phase, absorption = self.phase(tilt)
         return multislice_loss(
-            phase, absorption, self.probes[tilt], self.pixels(tilt, index), measured, self.geometry.optics, loss
+            phase,
+            absorption,
+            self.probes[tilt],
+            self.pixels(tilt, index),
+            measured,
+            self.geometry.optics,
+            loss,
         )
 
     @torch.no_grad()

@@ -52,13 +52,21 @@ class Ptychography(nn.Module):
     def forward(self, tilt: int, index: Tensor, measured: Tensor, loss: Loss) -> Tensor:
         """Loss summed over the patterns ``index``; ``measured`` in FFT order, ``tilt`` is 0."""
         return multislice_loss(
-            self.volume, self.absorption, self.probes[tilt], self.pixels(tilt, index), measured, self.optics, loss
+            self.volume,
+            self.absorption,
+            self.probes[tilt],
+            self.pixels(tilt, index),
+            measured,
+            self.optics,
+            loss,
         )
 
     @torch.no_grad()
     def predict(self, tilt: int, index: Tensor) -> Tensor:
         """Model intensities ``(k, ky, kx)`` in FFT order, electrons."""
-        return diffract(self.volume, self.absorption, self.probes[tilt], self.pixels(tilt, index), self.optics)
+        return diffract(
+            self.volume, self.absorption, self.probes[tilt], self.pixels(tilt, index), self.optics
+        )
 
     def projection(self) -> Tensor:
         """Phase summed over the slices, ``(y, x)`` in radian (paper: V_tot)."""

@@ -68,26 +68,43 @@ class BrightFieldSettings(Section):
 
 
 class PtychographySettings(Section):
-    """Step 1b: one multislice mixed-state ptychography per tilt (paper, Algorithm 1)."""
+    """Step 2a: one multislice mixed-state ptychography per tilt (paper, Algorithm 1)."""
 
-    slices: PositiveInt = Field(default=4, description="slices of the object")
+    slices: PositiveInt = Field(default=3, description="slices of the object")
     slice_thickness_angstrom: PositiveFloat | None = Field(
         default=None, description="null = thickness / slices"
     )
     probe_modes: PositiveInt = Field(default=3, description="incoherent modes of the probe")
-    iterations: NonNegativeInt = Field(default=40, description="passes over a tilt's patterns")
+    mode_power: PositiveFloat = Field(
+        default=0.02, lt=0.5, description="share of the intensity that each mode after the first starts with"
+    )
+    iterations: PositiveInt = Field(default=20, description="passes over a tilt's patterns")
     batch_size: PositiveInt = Field(default=64, description="patterns per step")
     loss: Loss = Field(default="amplitude", description="amplitude (paper Eq. 16) or Poisson likelihood")
-    object: Schedule = Field(default=Schedule(step_size=1.0), description="the tilt's potential")
-    probe: Schedule = Field(default=Schedule(step_size=1.0, start=3), description="the probe's modes")
-    positions: Schedule = Field(default=Schedule(step_size=0.5, start=10), description="the scan positions")
-    affine: bool = Field(
-        default=True, description="refine one affine map of the scan beside the single positions"
+    sparsity: NonNegativeFloat = Field(
+        default=0.0, description="L1 of the phase, in radian per full step; 0 for none"
+    )
+    object: Schedule = Field(default=Schedule(step_size=1.5), description="the tilt's phase slices")
+    probe: Schedule = Field(default=Schedule(step_size=0.5, start=1), description="the probe's modes")
+    positions: Schedule = Field(default=Schedule(step_size=0.5, start=8), description="single scan positions")
+    affine: Schedule = Field(
+        default=Schedule(step_size=0.0),
+        description="one affine map of the scan; a single tilt cannot tell it from a stretched object",
     )
 
 
+class BundleSettings(Section):
+    """Poses from sparse blobs that explain all projections together."""
+
+    rounds: NonNegativeInt = Field(default=2, description="linear tomography and fit, alternating; 0 = off")
+    iterations: PositiveInt = Field(default=300, description="steps of a fit")
+    blobs: PositiveInt | None = Field(default=None, description="most blobs; null = from the volume")
+    width_angstrom: PositiveFloat = Field(default=0.4, description="first guess of a blob's width (sigma)")
+    affine: bool = Field(default=True, description="let every scan be a little stretched and sheared")
+
+
 class AlignmentSettings(Section):
-    """Step 2: poses and a first volume from the projections (paper, Algorithm 2)."""
+    """Step 2b: poses and a first volume from the projections (paper, Algorithm 2)."""
 
     iterations: NonNegativeInt = Field(default=20, description="outer iterations")
     inner_iterations: PositiveInt = Field(default=10, description="volume updates per outer iteration")
@@ -99,30 +116,36 @@ class AlignmentSettings(Section):
         default=["shifts", "theta", "phi", "psi"], description="what the alignment may move"
     )
     poses: str | None = Field(default=None, description="a poses.json to start from instead of aligning")
+    bundle: BundleSettings = Field(default=BundleSettings(), description="refinement with sparse blobs")
 
 
 class EndToEndSettings(Section):
     """Step 3: one volume against all diffraction patterns (paper, Algorithm 3)."""
 
-    iterations: NonNegativeInt = Field(default=60, description="passes over all patterns of all tilts")
-    batch_size: PositiveInt = Field(default=64, description="patterns per step")
-    slices: PositiveInt | None = Field(default=None, description="slices the volume is binned to")
+    iterations: PositiveInt = Field(default=16, description="passes over all patterns of all tilts")
+    batch_size: PositiveInt = Field(default=128, description="patterns per step")
+    slices: PositiveInt | None = Field(
+        default=None, description="slices the volume is binned to; null = from the depth of field"
+    )
     slice_thickness_angstrom: PositiveFloat | None = Field(
         default=None, description="thickness of a slice in angstrom"
     )
-    probe_modes: PositiveInt | None = Field(default=None, description="null = as many as ptychography gave")
     loss: Loss = Field(default="amplitude", description="amplitude (paper Eq. 16) or Poisson likelihood")
     solver: Literal["preconditioned", "sgd"] = Field(
         default="preconditioned", description="sgd = the paper's plain gradient descent"
     )
-    interpolation: Literal["auto", "linear", "cubic", "shear"] = Field(
-        default="auto", description="how the volume is rotated; auto = the best measured one"
+    interpolation: Literal["spline", "cubic", "linear"] = Field(
+        default="spline", description="how the volume is rotated; see docs/studies/interpolators.md"
     )
     absorption: bool = Field(default=False, description="true = complex potential")
-    volume: Schedule = Field(default=Schedule(step_size=1.0), description="the potential")
-    probe: Schedule = Field(default=Schedule(step_size=1.0, start=10), description="the probe's modes")
-    positions: Schedule = Field(default=Schedule(step_size=0.5, start=15), description="the scan positions")
-    poses: Schedule = Field(default=Schedule(step_size=0.5, start=20), description="the poses")
+    momentum: NonNegativeFloat = Field(default=0.9, lt=1, description="of the volume's steps")
+    volume: Schedule = Field(default=Schedule(step_size=3.0), description="the potential")
+    probe: Schedule = Field(default=Schedule(step_size=0.5, start=1), description="the probe's modes")
+    positions: Schedule = Field(default=Schedule(step_size=0.5, start=8), description="single scan positions")
+    affine: Schedule = Field(
+        default=Schedule(step_size=0.7, start=4), description="shift and affine map of every tilt's scan"
+    )
+    poses: Schedule = Field(default=Schedule(step_size=0.7, start=4), description="the angles of every tilt")
     regularizers: list[RegularizerSettings] = Field(default=[], description="applied in this order")
 
     @model_validator(mode="after")

@@ -1,0 +1,218 @@
+"""Pose refinement with the specimen's own atoms as fiducial markers (bundle adjustment).
+
+A voxel volume can absorb a wrong shift of one tilt, because at high resolution the tilts hardly share
+Fourier components. A sparse model cannot: a few hundred Gaussian blobs have to explain every
+projection, so that positions of blobs and poses of tilts are found together, as with gold beads in
+cryo-tomography (Lawrence 1992). Blobs need not be single atoms; where nothing sharp is seen, the
+poses of `petomo.algorithms.tilt_alignment` stand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool3d
+
+from petomo.algorithms.status import Status
+from petomo.core.pose import Poses, rotation_matrices
+
+
+@dataclass(frozen=True)
+class BundleOptions:
+    """Settings of `adjust`.
+
+    Parameters
+    ----------
+    iterations : int
+        Gradient steps.
+    width_angstrom : float
+        First guess of the blobs' standard deviation.
+    blob_step, shift_step : float
+        Adam steps in angstrom.
+    angle_step : float
+        Adam step in radian.
+    sparsity : float
+        L1 of the blob weights, as a share of the mean squared gradient scale; removes blobs that explain noise.
+    affine : bool
+        Let the scan of every tilt be stretched and sheared a little (rotation is psi's).
+    affine_prior : float
+        Standard deviation expected of these distortions.
+    angle_prior : float
+        Standard deviation in radian expected of theta about its nominal value and of phi.
+    """
+
+    iterations: int = 400
+    width_angstrom: float = 0.4
+    blob_step: float = 0.02
+    shift_step: float = 0.02
+    angle_step: float = 5e-4
+    sparsity: float = 0.02
+    affine: bool = True
+    affine_prior: float = 0.01
+    angle_prior: float = math.radians(0.5)
+
+
+def find_blobs(
+    volume: Tensor, voxel: float, most: int, distance: float, threshold: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Highest local maxima of a volume.
+
+    Parameters
+    ----------
+    volume : Tensor
+        ``z y x``.
+    voxel : float
+        Angstrom.
+    most : int
+        Keep at most so many.
+    distance : float
+        No two closer than this, in angstrom.
+    threshold : float
+        Least height.
+
+    Returns
+    -------
+    points : Tensor
+        ``(n, 3)`` as (x, y, z) in angstrom, origin at ``n // 2``, sub-voxel by parabolas.
+    heights : Tensor
+        ``(n,)``.
+    """
+    reach = max(1, round(distance / voxel / 2))
+    top = max_pool3d(volume[None, None], 2 * reach + 1, stride=1, padding=reach)[0, 0]
+    inner = torch.zeros_like(volume, dtype=torch.bool)
+    inner[1:-1, 1:-1, 1:-1] = True
+    index = torch.nonzero((volume == top) & (volume > threshold) & inner)
+    heights = volume[tuple(index.T)]
+    order = heights.argsort(descending=True)[:most]
+    index, heights = index[order], heights[order]
+    points = index.to(torch.float64)
+    for axis in range(3):
+        step = torch.zeros(3, dtype=index.dtype, device=index.device)
+        step[axis] = 1
+        low, high = volume[tuple((index - step).T)], volume[tuple((index + step).T)]
+        bend = (low - 2 * heights + high).clamp_max(-1e-12)
+        points[:, axis] += (0.5 * (low - high) / bend).clamp(-0.5, 0.5)
+    centre = torch.tensor([n // 2 for n in volume.shape], dtype=torch.float64, device=volume.device)
+    return ((points - centre) * voxel).flip(-1), heights
+
+
+class _Bundle(torch.nn.Module):
+    """Blobs and poses; ``forward`` projects."""
+
+    def __init__(self, points: Tensor, weights: Tensor, poses: Poses, width: float):
+        super().__init__()
+        parameter = torch.nn.Parameter
+        self.points = parameter(points.clone())
+        self.weights = parameter(weights.clone())
+        self.width = parameter(torch.full((len(points),), math.log(width), dtype=points.dtype))
+        self.angles = parameter(torch.stack([poses.phi, poses.theta, poses.psi], -1).to(points))
+        self.tau = parameter(poses.tau.to(points).clone())
+        # stretch along x, stretch along y, shear
+        self.affine = parameter(points.new_zeros(len(poses), 3))
+
+    def scan_points(self) -> Tensor:
+        """Where every tilt's scan sees the blobs, ``(tilt, n, 2)``."""
+        matrices = rotation_matrices(*self.angles.unbind(-1))
+        lab = torch.einsum("tij,pj->tpi", matrices[:, :2], self.points) + self.tau[:, None]
+        a, b, c = (v[:, None] for v in self.affine.unbind(-1))
+        x, y = lab.unbind(-1)
+        return torch.stack([x * (1 + a) + c * y, y * (1 + b) + c * x], dim=-1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Projections ``(tilt, y, x)``."""
+        points, scale = self.scan_points(), torch.exp(-self.width)[None, :, None]
+        row = torch.exp(-0.5 * ((y - points[..., 1:]) * scale) ** 2)
+        column = torch.exp(-0.5 * ((x - points[..., :1]) * scale) ** 2)
+        return torch.matmul((row * self.weights[None, :, None]).transpose(1, 2), column)
+
+
+def adjust(
+    projections: Tensor,
+    mask: Tensor,
+    pixel_size: float,
+    points: Tensor,
+    poses: Poses,
+    options: BundleOptions,
+) -> Iterator[Status]:
+    """Fit blobs, poses and scan distortions to projections together.
+
+    Minimises ``sum_t |m_t (y_t - offset_t - sum_b w_b g(r - P R_t r_b - tau_t))|^2`` plus priors, by Adam
+    with a falling step.
+
+    Parameters
+    ----------
+    projections, mask : Tensor
+        ``(tilt, y, x)``; phase in radian and its weight (0 where the scan did not look).
+    pixel_size : float
+        Angstrom.
+    points : Tensor
+        First guess of the blobs, ``(n, 3)``.
+    poses : Poses
+        First guess; theta's is kept as the nominal value of the prior.
+    options : BundleOptions
+        Steps and priors.
+
+    Yields
+    ------
+    Status
+        ``state`` holds ``points``, ``weights``, ``widths``, ``angles``, ``tau``, ``affine`` (tilt, 3).
+    """
+    dtype = torch.float32
+    data, mask = projections.to(dtype), mask.to(dtype)
+    y = (torch.arange(data.shape[1], dtype=dtype) - data.shape[1] // 2) * pixel_size
+    x = (torch.arange(data.shape[2], dtype=dtype) - data.shape[2] // 2) * pixel_size
+    norm = mask.sum((1, 2)).clamp_min(1)
+    scale = float(((data**2 * mask).sum() / mask.sum()).sqrt())
+    bundle = _Bundle(
+        points.to(dtype), torch.full((len(points),), scale, dtype=dtype), poses, options.width_angstrom
+    )
+    nominal = poses.theta.to(dtype)
+    groups = [
+        {"params": [bundle.points], "lr": options.blob_step},
+        {"params": [bundle.weights], "lr": 0.05 * scale},
+        {"params": [bundle.width], "lr": 0.01},
+        {"params": [bundle.angles], "lr": options.angle_step},
+        {"params": [bundle.tau], "lr": options.shift_step},
+        {"params": [bundle.affine], "lr": options.angle_step if options.affine else 0.0},
+    ]
+    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda i: 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, i / options.iterations)))
+    )
+    for iteration in range(options.iterations):
+        optimiser.zero_grad()
+        residual = data - bundle(x, y)
+        offset = (residual * mask).sum((1, 2)) / norm
+        misfit = ((residual - offset[:, None, None]) ** 2 * mask).sum() / norm.sum() / scale**2
+        prior = ((bundle.angles[:, 1] - nominal) ** 2).mean() + (bundle.angles[:, 0] ** 2).mean()
+        bent = bundle.affine - bundle.affine.mean(0)
+        penalty = 1e-3 * (prior / options.angle_prior**2 + (bent**2).mean() / options.affine_prior**2)
+        penalty = penalty + options.sparsity * bundle.weights.clamp_min(0).sum() / scale / len(points) * 0.05
+        (misfit + penalty).backward()
+        optimiser.step()
+        schedule.step()
+        with torch.no_grad():
+            bundle.weights.clamp_(min=0)
+            bundle.width.clamp_(math.log(options.width_angstrom / 2), math.log(options.width_angstrom * 1.6))
+            _centre(bundle)
+        state = {}
+        if iteration + 1 == options.iterations:
+            names = {"points", "weights", "width", "angles", "tau", "affine"}
+            state = {
+                k: v.detach().to(torch.float64).clone() for k, v in bundle.named_parameters() if k in names
+            }
+        yield Status(iteration + 1, float(misfit.detach()), state=state)
+
+
+def _centre(bundle: _Bundle):
+    """Hold the gauge: no common stretch of the scans, which would only rescale the specimen."""
+    bundle.affine -= bundle.affine.mean(0)
+
+
+def poses_of(state: dict) -> Poses:
+    """Poses of the last `Status.state` of `adjust`."""
+    return Poses(*state["angles"].unbind(-1), state["tau"])

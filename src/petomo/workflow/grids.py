@@ -1,0 +1,142 @@
+"""Grids and readers that all stages share, worked out once from the data and the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+from petomo.core.dataset import TiltSeries
+from petomo.core.electron import wavelength
+from petomo.core.errors import UserError
+from petomo.core.grid import Grid
+from petomo.objectives.losses import LOSSES
+from petomo.physics.detector import detector_mask, to_fft_order
+from petomo.workflow.config import Config
+from petomo.workflow.context import RunContext
+
+
+@dataclass(frozen=True)
+class Grids:
+    """Window of the probe, voxel and extents.
+
+    Parameters
+    ----------
+    window : Grid
+        Probe grid ``y x``; its pixel is the voxel of all volumes.
+    thickness : float
+        Extent of the volume along the beam in angstrom.
+    field : (int, int)
+        Lateral shape ``y x`` that holds every scan position and a margin for the probe.
+    """
+
+    window: Grid
+    thickness: float
+    field: tuple[int, int]
+
+    @property
+    def voxel(self) -> float:
+        """Angstrom."""
+        return self.window.pixel_size[0]
+
+    @property
+    def volume_shape(self) -> tuple[int, int, int]:
+        """``z y x``."""
+        return (next_fast_len(round(self.thickness / self.voxel)), *self.field)
+
+
+def plan_grids(series: TiltSeries, config: Config) -> Grids:
+    """Grids for a series.
+
+    The voxel is the detector's real-space pixel, or finer if asked for (the detector is then extended
+    virtually); square voxels are made from other detectors in the same way.
+
+    Raises
+    ------
+    UserError
+        If the voxel asked for is coarser than the detector allows.
+    """
+    first = series[0]
+    natural = min(first.pixel_size)
+    voxel = config.volume.voxel_angstrom or natural
+    shape = tuple(round(1 / (voxel * d)) for d in first.detector_sampling)
+    if any(n < m for n, m in zip(shape, first.pattern_shape, strict=True)):
+        raise UserError(
+            f"volume.voxel_angstrom is {voxel:g}, coarser than the detector's real-space pixel of {natural:.4g} "
+            "angstrom; leave it out, or give a smaller one"
+        )
+    voxel = 1 / (shape[0] * first.detector_sampling[0])
+    margin = 2 * _probe_radius(series) + 3.0
+    if config.volume.shape is not None:
+        _, *field = config.volume.shape
+        thickness = config.volume.shape[0] * voxel
+    else:
+        extent = [max(2 * float(t.positions()[:, axis].abs().max()) for t in series) for axis in (1, 0)]
+        field = [next_fast_len(round((length + margin) / voxel)) for length in extent]
+        thickness = config.volume.thickness_angstrom or max(extent)
+    return Grids(Grid(shape, voxel), thickness, (field[0], field[1]))
+
+
+def _probe_radius(series: TiltSeries) -> float:
+    alpha = series[0].semiangle_mrad * 1e-3
+    blur = max(abs(t.defocus or 0.0) for t in series) * alpha
+    return 0.61 * wavelength(series[0].energy_ev) / alpha + blur
+
+
+class PatternReader:
+    """Patterns of a series in the model's detector, FFT order, on the device; nothing is kept but a cache.
+
+    A tilt's counts are kept while they fit ``cache_bytes``, since the solvers come back to them.
+    """
+
+    def __init__(
+        self, series: TiltSeries, window: tuple[int, ...], device: torch.device, cache_bytes: float = 2e9
+    ):
+        self.series, self.window, self.device = series, (window[0], window[1]), device
+        size = sum(len(t) * window[0] * window[1] * 4 for t in series)
+        self._kept: dict[int, Tensor] | None = {} if size <= cache_bytes else None
+
+    def __call__(self, tilt: int, index: Tensor) -> Tensor:
+        """Electrons ``(k, ky, kx)``."""
+        if self._kept is None:
+            return self._read(tilt, index.cpu().numpy())
+        if tilt not in self._kept:
+            self._kept[tilt] = self._read(tilt, None)
+        return self._kept[tilt][index]
+
+    def _read(self, tilt: int, index: np.ndarray | None) -> Tensor:
+        patterns = torch.from_numpy(self.series[tilt].patterns(index)).to(self.device)
+        return to_fft_order(patterns, self.window)
+
+    def dose(self, tilt: int) -> float:
+        """Mean electrons per pattern."""
+        every = torch.arange(len(self.series[tilt]))
+        parts = [self(tilt, part).sum((1, 2)) for part in every.split(512)]
+        return float(torch.cat(parts).mean())
+
+    def mean(self, tilt: int) -> Tensor:
+        """Mean pattern ``(ky, kx)``."""
+        every = torch.arange(len(self.series[tilt]))
+        return torch.stack([self(tilt, part).sum(0) for part in every.split(512)]).sum(0) / len(every)
+
+
+def make_loss(context: RunContext, grids: Grids, name: str):
+    """The loss a stage's configuration names, blind beyond the recorded detector."""
+    recorded, shape = context.series[0].pattern_shape, grids.window.shape
+    mask = None
+    if recorded != tuple(shape):
+        mask = detector_mask(recorded, (shape[0], shape[1])).to(context.device)
+    return LOSSES[name](mask=mask)
+
+
+def real_dtype(config: Config) -> torch.dtype:
+    """float32 or float64."""
+    return getattr(torch, config.compute.precision)
+
+
+def complex_dtype(config: Config) -> torch.dtype:
+    """Complex partner of `real_dtype`."""
+    return torch.complex128 if config.compute.precision == "float64" else torch.complex64

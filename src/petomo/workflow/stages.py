@@ -1,0 +1,19 @@
+"""The paper's workflow: every stage takes artefacts from the run folder and leaves artefacts there."""
+
+from __future__ import annotations
+
+from petomo.workflow.context import Stages
+from petomo.workflow.step_alignment import alignment
+from petomo.workflow.step_analysis import analysis, report
+from petomo.workflow.step_bright_field import bright_field
+from petomo.workflow.step_end_to_end import end_to_end
+from petomo.workflow.step_ptychography import ptychography
+
+STAGES: Stages = {
+    "bright_field": bright_field,
+    "ptychography": ptychography,
+    "alignment": alignment,
+    "end_to_end": end_to_end,
+    "analysis": analysis,
+    "report": report,
+}

@@ -1,0 +1,37 @@
+"""After the reconstruction: atoms, resolution, and the report."""
+
+from __future__ import annotations
+
+from petomo.analysis.atoms import trace_atoms
+from petomo.analysis.report import write_report
+from petomo.analysis.resolution import fourier_shell_correlation
+from petomo.io.artefacts import read_half_volumes, write_atoms
+from petomo.io.volumes import read_mrc
+from petomo.workflow.context import RunContext
+
+
+def analysis(context: RunContext) -> None:
+    """Trace atoms and measure the resolution; leaves ``atoms.xyz`` and entries in ``summary.json``."""
+    folder, settings = context.folder, context.config.analysis
+    volume, voxel = read_mrc(folder / "volume.mrc")
+    atoms = trace_atoms(
+        volume,
+        voxel,
+        settings.atoms.elements,
+        min_distance=settings.atoms.min_distance_angstrom,
+        threshold=settings.atoms.threshold,
+    )
+    write_atoms(folder / "atoms.xyz", atoms)
+    symbols = atoms.get_chemical_symbols()
+    counts = {element: symbols.count(element) for element in sorted(set(symbols))}
+    context.summarise(atoms=counts, atom_threshold_volt=atoms.info.get("threshold_volt"))
+    if (folder / "half_volumes.h5").exists():
+        a, b, size = read_half_volumes(folder / "half_volumes.h5")
+        shells = fourier_shell_correlation(a, b, size)
+        kinds = ("half_bit", "one_bit", 0.143)
+        context.summarise(resolution_angstrom={str(kind): shells.resolution(kind) for kind in kinds})
+
+
+def report(context: RunContext) -> None:
+    """Write ``report.html``."""
+    write_report(context.folder)

@@ -1,0 +1,201 @@
+"""Step 3: the end-to-end reconstruction (paper, Algorithm 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from petomo.algorithms.descent import DescentOptions, Schedule, reconstruct
+from petomo.core.electron import wavelength
+from petomo.io.artefacts import read_poses, read_positions, read_probes
+from petomo.io.artefacts import write_half_volumes, write_patterns, write_poses, write_positions, write_probes
+from petomo.io.volumes import write_mrc
+from petomo.models.ptycho_tomography import PtychoTomography, TomographyGeometry
+from petomo.objectives import regularizers as terms
+from petomo.physics.detector import from_fft_order
+from petomo.physics.multislice import MultisliceOptics
+from petomo.physics.resample import SliceGeometry
+from petomo.workflow.context import RunContext
+from petomo.workflow.grids import Grids, PatternReader, complex_dtype, make_loss, plan_grids, real_dtype
+from petomo.workflow.step_ptychography import defoci, to_schedule
+
+STAGE = "end_to_end"
+
+
+def end_to_end(context: RunContext) -> None:
+    """Reconstruct the volume; leaves ``volume.mrc`` and the refined probes, positions and poses."""
+    config, grids = context.config, plan_grids(context.series, context.config)
+    loss = make_loss(context, grids, config.end_to_end.loss)
+    reader = PatternReader(context.series, grids.window.shape, context.device)
+    model = build_model(context, grids)
+    floor = _noise_floor(reader, loss, len(context.series))
+    total, options = config.end_to_end.iterations, descent_options(context)
+    for status in reconstruct(
+        model, reader, loss, options, _regularizers(context, grids, model), context.restore(STAGE)
+    ):
+        extra = {"noise_floor": floor, **status.extras}
+        context.iteration(STAGE, status.iteration, total, status.loss, lambda s=status: s.state, **extra)
+    _write(context, grids, model, reader, loss)
+
+
+def slicing(context: RunContext, grids: Grids) -> tuple[int, float]:
+    """Slice count and thickness.
+
+    Without a setting a slice is a third of ``1 / (lambda k_max^2)``, the depth over which the highest
+    recorded frequency dephases.
+    """
+    settings, data = context.config.end_to_end, context.series[0]
+    k_max = max(0.5 / p for p in data.pixel_size)
+    wanted = settings.slice_thickness_angstrom or 1 / (3 * wavelength(data.energy_ev) * k_max**2)
+    count = settings.slices or max(1, math.ceil(grids.thickness / wanted))
+    return count, grids.thickness / count
+
+
+def build_model(context: RunContext, grids: Grids) -> PtychoTomography:
+    """Model with an empty volume and the artefacts of the stages before."""
+    config, folder, energy = context.config, context.folder, context.series[0].energy_ev
+    count, thickness = slicing(context, grids)
+    geometry = TomographyGeometry(
+        SliceGeometry(count, thickness, grids.field, grids.voxel),
+        MultisliceOptics(grids.window, energy, thickness),
+        config.end_to_end.interpolation,
+    )
+    poses, _ = read_poses(folder / "poses.json")
+    probes = [p.to(complex_dtype(config)) for p in read_probes(folder / "probes.h5").modes]
+    positions, _ = read_positions(folder / "positions.h5")
+    volume = torch.zeros(grids.volume_shape, dtype=real_dtype(config))
+    absorption = torch.zeros_like(volume) if config.end_to_end.absorption else None
+    model = PtychoTomography(volume, poses, probes, positions, geometry, absorption)
+    return model.to(context.device)
+
+
+def descent_options(context: RunContext) -> DescentOptions:
+    """The solver's options from the configuration."""
+    settings = context.config.end_to_end
+    return DescentOptions(
+        iterations=settings.iterations,
+        batch_size=settings.batch_size,
+        solver=settings.solver,
+        volume=to_schedule(settings.volume),
+        probe=to_schedule(settings.probe),
+        positions=to_schedule(settings.positions),
+        affine=to_schedule(settings.affine),
+        poses=to_schedule(settings.poses),
+        momentum=settings.momentum,
+        seed=context.config.compute.seed,
+    )
+
+
+def _regularizers(context: RunContext, grids: Grids, model: PtychoTomography):
+    """The configured regularisers that act in a pass, as the solver asks for them."""
+    settings = context.config.end_to_end.regularizers
+
+    def active(iteration: int) -> list:
+        now = [r for r in settings if r.start <= iteration < (r.stop or 10**9)]
+        return [term for r in now if (term := _regularizer(r, grids.voxel, model)) is not None]
+
+    return active
+
+
+def _regularizer(r, voxel: float, model: PtychoTomography):
+    match r.type:
+        case "l1_imaginary":
+            return terms.L1Imaginary(r.weight)
+        case "l1_real":
+            return terms.L1Real(r.weight)
+        case "nonnegative":
+            return terms.NonNegative()
+        case "butterworth":
+            return terms.Butterworth(r.cutoff_per_angstrom, r.order, voxel)
+        case "depth_kernel":
+            return terms.DepthKernel(r.weight, r.alpha, voxel)
+        case "total_variation":
+            return terms.TotalVariation3D(r.weight)
+        case "gaussian":
+            return terms.Gaussian(r.sigma_angstrom, voxel)
+        case "support":
+            volume = model.volume.detach()
+            if not bool(volume.any()):
+                return None  # nothing to outline yet
+            return terms.Support(terms.specimen_support(volume, voxel, r.threshold, r.grow_angstrom))
+
+
+def _noise_floor(reader: PatternReader, loss, tilts: int) -> float:
+    """Mean loss per pattern that counting noise alone would leave."""
+    return sum(float(loss.noise_floor(reader.mean(t))) for t in range(tilts)) / tilts
+
+
+def _write(context: RunContext, grids: Grids, model: PtychoTomography, reader: PatternReader, loss) -> None:
+    folder, series = context.folder, context.series
+    names = [t.name for t in series]
+    write_mrc(folder / "volume.mrc", model.volume.detach().float().cpu().numpy(), grids.voxel)
+    write_poses(folder / "poses.json", model.poses, names)
+    probes = [p.detach().cpu() for p in model.probes]
+    pixel = (grids.voxel, grids.voxel)
+    write_probes(folder / "probes.h5", probes, pixel, series[0].energy_ev, defoci(context, grids, probes))
+    _, initial = read_positions(folder / "positions.h5")
+    write_positions(folder / "positions.h5", [p.detach().cpu() for p in model.positions], initial)
+    _write_patterns(context, model, reader, loss)
+    if context.config.analysis.fsc.half_sets:
+        halves = [_half_volume(context, model, reader, loss, grids, part) for part in (0, 1)]
+        write_half_volumes(folder / "half_volumes.h5", *halves, (grids.voxel,) * 3)
+
+
+@torch.no_grad()
+def _write_patterns(context: RunContext, model: PtychoTomography, reader: PatternReader, loss) -> None:
+    """The patterns that fit worst and in the middle, measured and modelled."""
+    values, places = [], []
+    for tilt in range(len(context.series)):
+        index = torch.arange(len(context.series[tilt]))
+        for part in index.split(256):
+            value, _ = loss(model.predict(tilt, part), reader(tilt, part))
+            values.append(value.cpu())
+            places += [(tilt, int(k)) for k in part]
+    order = torch.cat(values).argsort()
+    out = {}
+    for name, rank in (("worst", -1), ("median", len(order) // 2)):
+        number = int(order[rank])
+        tilt, k = places[number]
+        shape = context.series[tilt].pattern_shape
+        model_pattern = from_fft_order(model.predict(tilt, torch.tensor([k])), shape)[0].cpu()
+        measured = torch.from_numpy(context.series[tilt].patterns([k])[0])
+        value = float(torch.cat(values)[number])
+        out[name] = {"measured": measured, "model": model_pattern, "tilt": tilt, "index": k, "loss": value}
+    write_patterns(context.folder / "patterns.h5", out)
+
+
+def checkerboard(scan_shape: Sequence[int], part: int) -> Tensor:
+    """Indices of the scan positions on the black (0) or white (1) squares."""
+    y, x = torch.meshgrid(torch.arange(scan_shape[0]), torch.arange(scan_shape[1]), indexing="ij")
+    return torch.nonzero(((y + x) % 2 == part).flatten())[:, 0]
+
+
+def _half_volume(context: RunContext, model, reader, loss, grids: Grids, part: int) -> Tensor:
+    """Volume from half of the positions, with the geometry and the probes of the whole."""
+    chosen = [checkerboard(t.scan_shape, part) for t in context.series]
+    positions = [p.detach()[c] for p, c in zip(model.positions, chosen, strict=True)]
+    probes = [p.detach() for p in model.probes]
+    empty = torch.zeros_like(model.volume.detach())
+    half = PtychoTomography(empty, model.poses, probes, positions, model.geometry).to(context.device)  # pyright: ignore
+    still, options = Schedule(0.0), descent_options(context)
+    options = DescentOptions(
+        iterations=options.iterations,
+        batch_size=options.batch_size,
+        solver=options.solver,
+        volume=options.volume,
+        probe=still,
+        positions=still,
+        affine=still,
+        poses=still,
+        momentum=options.momentum,
+        seed=options.seed,
+    )
+    solver = reconstruct(
+        half, lambda t, i: reader(t, chosen[t][i]), loss, options, _regularizers(context, grids, half)
+    )
+    for status in solver:
+        context.iteration(f"half_set_{'ab'[part]}", status.iteration, options.iterations, status.loss)
+    return half.volume.detach().cpu()

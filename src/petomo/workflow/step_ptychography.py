@@ -1,0 +1,127 @@
+"""Step 2a: one mixed-state multislice ptychography per tilt (paper, Algorithm 1)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from petomo.algorithms.descent import DescentOptions, Schedule, reconstruct
+from petomo.io.artefacts import read_bright_field, write_positions, write_probes
+from petomo.io.volumes import write_stack
+from petomo.models.ptychography import Ptychography
+from petomo.objectives.regularizers import L1Real, NonNegative
+from petomo.physics.multislice import MultisliceOptics
+from petomo.physics.probe import fit_defocus, hermite_modes, make_probe
+from petomo.workflow import config as settings_module
+from petomo.workflow.context import RunContext
+from petomo.workflow.grids import Grids, PatternReader, complex_dtype, make_loss, plan_grids, real_dtype
+
+STAGE = "ptychography"
+
+
+def to_schedule(settings: settings_module.Schedule) -> Schedule:
+    """A configuration's schedule for the solver."""
+    return Schedule(settings.step_size, settings.start, settings.stop or 10**9)
+
+
+def ptychography(context: RunContext) -> None:
+    """Reconstruct every tilt; leaves ``projections.mrc``, ``probes.h5`` and ``positions.h5``."""
+    config, series = context.config, context.series
+    grids = plan_grids(series, config)
+    loss = make_loss(context, grids, config.ptychography.loss)
+    reader = PatternReader(series, grids.window.shape, context.device)
+    saved = context.restore(STAGE) or {"done": [], "inner": {}}
+    done: list[dict] = list(saved["done"])
+    inner = saved["inner"] or None
+    total = config.ptychography.iterations
+    for tilt in range(len(done), len(series)):
+        model = _start(context, grids, reader, tilt)
+        options = _options(context, tilt)
+        floor = float(loss.noise_floor(reader.mean(tilt)))
+        terms = [L1Real(config.ptychography.sparsity), NonNegative()]
+        for status in reconstruct(
+            model, lambda _, index, t=tilt: reader(t, index), loss, options, terms, inner
+        ):
+            if status.iteration == total:
+                done.append(_result(model))
+            inner_state = {} if status.iteration == total else status.state
+            context.iteration(
+                STAGE,
+                tilt * total + status.iteration,
+                len(series) * total,
+                status.loss,
+                lambda s=inner_state: {"done": done, "inner": s},
+                tilt=tilt,
+                noise_floor=floor,
+            )
+        inner = None
+    _write(context, grids, done)
+
+
+def first_probe(context: RunContext, grids: Grids, reader: PatternReader, tilt: int, modes: int) -> Tensor:
+    """Probe modes at the start: aberrations of the bright field, or the nominal defocus; Hermite modes."""
+    data = context.series[tilt]
+    path = context.folder / "bright_field.h5"
+    coefficients = {"C10": -(data.defocus or 0.0)}
+    if path.exists():
+        found = read_bright_field(path)[tilt][1]
+        coefficients = {
+            "C10": -float(found["defocus_angstrom"]),
+            "C12": float(found["C12_angstrom"]),
+            "phi12": math.radians(float(found["phi12_degree"])),
+        }
+    probe = make_probe(grids.window, data.energy_ev, data.semiangle_mrad, coefficients, reader.dose(tilt))
+    return hermite_modes(probe, modes, grids.window, power=context.config.ptychography.mode_power)
+
+
+def _start(context: RunContext, grids: Grids, reader: PatternReader, tilt: int) -> Ptychography:
+    settings, data = context.config.ptychography, context.series[tilt]
+    probe = first_probe(context, grids, reader, tilt, settings.probe_modes)
+    thickness = settings.slice_thickness_angstrom or grids.thickness / settings.slices
+    optics = MultisliceOptics(grids.window, data.energy_ev, thickness)
+    volume = torch.zeros(settings.slices, *grids.field, dtype=real_dtype(context.config))
+    model = Ptychography(volume, probe.to(complex_dtype(context.config)), data.positions(), optics)
+    return model.to(context.device)
+
+
+def _options(context: RunContext, tilt: int) -> DescentOptions:
+    settings = context.config.ptychography
+    return DescentOptions(
+        iterations=settings.iterations,
+        batch_size=settings.batch_size,
+        volume=to_schedule(settings.object),
+        probe=to_schedule(settings.probe),
+        positions=to_schedule(settings.positions),
+        affine=to_schedule(settings.affine),
+        poses=Schedule(0.0),
+        seed=context.config.compute.seed + tilt,
+    )
+
+
+def _result(model: Ptychography) -> dict:
+    return {
+        "projection": model.projection().cpu(),
+        "probe": model.probes[0].detach().cpu().clone(),
+        "positions": model.positions[0].detach().cpu().clone(),
+    }
+
+
+def _write(context: RunContext, grids: Grids, done: list[dict]) -> None:
+    first, folder = context.series[0], context.folder
+    write_stack(
+        folder / "projections.mrc", torch.stack([d["projection"] for d in done]).float().numpy(), grids.voxel
+    )
+    probes = [d["probe"] for d in done]
+    write_probes(
+        folder / "probes.h5", probes, grids.window.pixel_size, first.energy_ev, defoci(context, grids, probes)
+    )  # pyright: ignore
+    nominal = [t.positions() for t in context.series]
+    write_positions(folder / "positions.h5", [d["positions"] for d in done], nominal)
+
+
+def defoci(context: RunContext, grids: Grids, probes: list[Tensor]) -> list[float]:
+    """Defocus of each tilt's strongest mode in angstrom, positive = underfocus."""
+    first = context.series[0]
+    return [-fit_defocus(p[0], grids.window, first.energy_ev, first.semiangle_mrad)["C10"] for p in probes]

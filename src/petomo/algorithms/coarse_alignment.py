@@ -287,4 +287,4 @@ def specimen_support(flat: Tensor, weights: Tensor, poses: Poses, volume: Grid, 
         outside = (x < 0) | (x >= nx) | (y < 0) | (y >= ny)
         seen = torch.as_tensor(outline)[y.clamp(0, ny - 1), x.clamp(0, nx - 1)] & ~outside
         support &= seen.view(volume.shape)
-    return support
+    return support if support.any() else torch.ones_like(support)

@@ -37,8 +37,7 @@ def joint_step(
     prior: Tensor,
     norm: float,
     iterations: int,
-    ridge: float = 0.0,
-    shrinkage: float = 0.0,
+    support: Tensor | None = None,
 ) -> Step:
     """Solve the linearised alignment problem in the volume and the poses at once, by conjugate gradients.
 
@@ -61,6 +60,8 @@ def joint_step(
         Largest eigenvalue of the tomography's normal operator, to balance the two blocks.
     iterations : int
         Conjugate gradient iterations.
+    support : Tensor, optional
+        Voxels that may be other than zero, bool ``z y x``.
     """
     model, slopes = pose_derivatives(volume, poses, geometry)
     residual = residuals(model, projections, weights, fit_offsets=True)
@@ -69,8 +70,9 @@ def joint_step(
     slopes = residuals(slopes, torch.zeros_like(slopes), weights[:, None], fit_offsets=True)
     stiffness = (loss / prior**2).to(slopes)
     weighted = weights * residual
-    gradient = back_project(weighted, poses, geometry) + ridge * norm * volume + shrinkage
+    gradient = back_project(weighted, poses, geometry)
     free = (volume > 0) | (gradient < 0)
+    free = free if support is None else free & support
     pose_gradient = torch.einsum("tpyx,tyx->tp", slopes, weighted) + stiffness * _centred(
         deviation.to(slopes)
     )
@@ -78,7 +80,7 @@ def joint_step(
     def normal(change: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         images = project(change[0], poses, geometry) + torch.einsum("tpyx,tp->tyx", slopes, change[1])
         images = weights * residuals(images, torch.zeros_like(images), weights, fit_offsets=True)
-        back = free * (back_project(images, poses, geometry) + ridge * norm * change[0])
+        back = free * back_project(images, poses, geometry)
         return back, torch.einsum("tpyx,tyx->tp", slopes, images) + stiffness * _centred(change[1])
 
     curvature = torch.einsum("tpyx,tyx,tqyx->tpq", slopes, weights, slopes)

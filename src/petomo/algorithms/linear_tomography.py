@@ -36,18 +36,18 @@ class TomographyOptions:
         Fit one constant per projection: a ptychographic phase is known up to a constant only.
     shrinkage : float
         Weight of an L1 penalty on the volume, in units of the largest value of the first gradient (0 to 1).
-    ridge : float
-        Weight of a squared-norm penalty on the volume, in units of the operator's largest eigenvalue (0 to 1).
     prox : callable or None
         Any further regulariser, ``prox(volume, step) -> volume``.
+    support : Tensor or None
+        Voxels that may be other than zero, bool ``z y x``.
     """
 
     iterations: int = 40
     nonnegative: bool = True
     fit_offsets: bool = False
     shrinkage: float = 0.0
-    ridge: float = 0.0
     prox: Prox | None = field(default=None, compare=False)
+    support: Tensor | None = field(default=None, compare=False)
 
 
 def operator_norm(weights: Tensor, poses: Poses, geometry: ProjectionGeometry, iterations: int = 8) -> float:
@@ -98,7 +98,7 @@ def linear_tomography(
     weights : Tensor, optional
         ``tilt y x`` or broadcastable, >= 0; zero where a projection is not to be trusted.
     state : dict, optional
-        A `Status.state` to continue from, or ``{"volume": ...}`` alone as a first guess.
+        A `Status.state` to continue from; or just a first guess of ``volume``, and ``norm`` if it is known.
 
     Yields
     ------
@@ -116,7 +116,6 @@ def linear_tomography(
     shrinkage, total = state.get("shrinkage"), float(weights.sum())
     for iteration in range(state.get("iteration", 0) + 1, options.iterations + 1):
         gradient, loss = _gradient(lookahead, projections, weights, poses, geometry, options.fit_offsets)
-        gradient += options.ridge * norm * lookahead
         if shrinkage is None:
             shrinkage = options.shrinkage * float(gradient.abs().amax())
         updated = _prox(lookahead - gradient / norm, shrinkage / norm, 1 / norm, options)
@@ -146,15 +145,13 @@ def reconstruct_linear(
     geometry: ProjectionGeometry,
     options: TomographyOptions | None = None,
     weights: Tensor | None = None,
-    volume: Tensor | None = None,
+    state: dict[str, Any] | None = None,
 ) -> Tensor:
-    """Volume ``z y x`` after all iterations of `linear_tomography`; ``volume`` is a first guess."""
-    result = projections.new_zeros(geometry.volume.shape) if volume is None else volume
-    for status in linear_tomography(
-        projections, poses, geometry, options, weights, None if volume is None else {"volume": volume}
-    ):
-        result = status.state["volume"]
-    return result
+    """Volume ``z y x`` after all iterations of `linear_tomography`."""
+    volume = (state or {}).get("volume", projections.new_zeros(geometry.volume.shape))
+    for status in linear_tomography(projections, poses, geometry, options, weights, state):
+        volume = status.state["volume"]
+    return volume
 
 
 def _gradient(
@@ -181,4 +178,6 @@ def _prox(volume: Tensor, threshold: float, step: float, options: TomographyOpti
         volume = torch.sign(volume) * (volume.abs() - threshold).clamp_min(0)
     if options.prox is not None:
         volume = options.prox(volume, step)
+    if options.support is not None:
+        volume = volume * options.support
     return volume.clamp_min(0) if options.nonnegative else volume

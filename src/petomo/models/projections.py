@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -95,18 +96,19 @@ def pose_derivatives(volume: Tensor, poses: Poses, geometry: ProjectionGeometry)
     slopes : Tensor
         ``tilt parameter y x`` in the order of `POSE_PARAMETERS`, rad per radian or per angstrom.
     """
-    depth, height, width = (geometry.volume.coordinates(a, dtype=volume.dtype) for a in range(3))
+    like = {"dtype": volume.dtype, "device": volume.device}
+    depth, height, width = (geometry.volume.coordinates(a, **like) for a in range(3))
     images = Grid(geometry.image_shape, geometry.voxel)
-    y, x = (images.coordinates(a, dtype=volume.dtype) for a in range(2))
+    y, x = (images.coordinates(a, **like) for a in range(2))
     projections, slopes = [], []
-    for tilt, rotation in enumerate(poses.matrices().to(volume.dtype)):
+    for tilt, rotation in enumerate(poses.matrices().to(volume)):
         r = rotation[2]  # height along the beam of a sample point
         beam = r[2] * depth[:, None, None] + r[1] * height[:, None] + r[0] * width
         image = project_tilt(volume, poses, tilt, geometry)
         moment = project_tilt(volume * beam, poses, tilt, geometry)
-        tau = poses.tau[tilt].to(volume.dtype)
+        tau = poses.tau[tilt].to(volume)
         x_image, y_image = (x - tau[0]) * image, (y - tau[1])[:, None] * image
-        cos, sin = torch.cos(poses.psi[tilt]), torch.sin(poses.psi[tilt])
+        cos, sin = math.cos(poses.psi[tilt]), math.sin(poses.psi[tilt])
         # axes of the three turns in the laboratory: Rz(psi) Ry(theta) x, Rz(psi) y, z
         axes = ((*rotation[:, 0],), (-sin, cos, 0.0), (0.0, 0.0, 1.0))
         fluxes = [(oy * moment - oz * y_image, oz * x_image - ox * moment) for ox, oy, oz in axes]
@@ -120,7 +122,7 @@ def pose_derivatives(volume: Tensor, poses: Poses, geometry: ProjectionGeometry)
 def _derivative(images: Tensor, grid: Grid, axis: int) -> Tensor:
     """Spectral derivative along one axis, per angstrom."""
     n = grid.shape[axis]
-    q = torch.fft.rfftfreq(n, grid.pixel_size[axis], dtype=images.dtype)
+    q = torch.fft.rfftfreq(n, grid.pixel_size[axis], dtype=images.dtype, device=images.device)
     if n % 2 == 0:
         q[-1] = 0  # the sign of the Nyquist frequency is not defined
     factor = torch.complex(torch.zeros_like(q), 2 * torch.pi * q)

@@ -107,7 +107,7 @@ def register_lines(lines: Tensor, pixel_size: float, resolution: float) -> tuple
     Parameters
     ----------
     lines : Tensor
-        ``tilt pixel``.
+        ``tilt pixel``, zero outside the specimen or else on average.
     pixel_size, resolution : float
         Angstrom; finer detail than the resolution is ignored.
 
@@ -116,12 +116,13 @@ def register_lines(lines: Tensor, pixel_size: float, resolution: float) -> tuple
     shifts : Tensor
         Angstrom, ``(tilt,)``, of each line against the mean.
     misfit : float
-        Power of the differences from the mean over the power of the lines, 0 to 1.
+        Power of the differences from the mean over the power of the lines, 0 to 1, averaged over frequencies
+        with their amplitude as weight: by power, the coarse ones would drown the rest.
     """
     count, n = lines.shape
     lines = lines.double()
     size = 2 * n
-    spectrum = torch.fft.rfft(lines - lines.mean(1, keepdim=True), n=size)
+    spectrum = torch.fft.rfft(lines, n=size)
     q = torch.fft.rfftfreq(size, pixel_size, dtype=torch.float64)
     spectrum = spectrum * ((q > 0) & (q < 1 / resolution))
     fine = 8
@@ -138,8 +139,9 @@ def register_lines(lines: Tensor, pixel_size: float, resolution: float) -> tuple
         shifts = position * pixel_size / fine
         aligned = spectrum * torch.exp(2j * math.pi * q * shifts[:, None])
         reference = aligned.mean(0)
-    misfit = (aligned - reference).abs().square().sum() / aligned.abs().square().sum()
-    return shifts, float(misfit)
+    amplitude = aligned.abs().square().sum(0).sqrt()
+    misfit = (aligned - reference).abs().square().sum(0) / amplitude.clamp_min(1e-30)
+    return shifts, float(misfit.sum() / amplitude.sum())
 
 
 def find_tilt_axis(flat: Tensor, pixel_size: float, resolution: float, span: float) -> float:
@@ -152,7 +154,7 @@ def find_tilt_axis(flat: Tensor, pixel_size: float, resolution: float, span: flo
     angles = np.arange(-math.ceil(span / step), math.ceil(span / step) + 1) * step
     misfits = np.array([register_lines(derotate(flat, a).sum(-1), pixel_size, resolution)[1] for a in angles])
     best = int(misfits.argmin())
-    near = slice(max(best - 3, 0), best + 4)
+    near = slice(max(best - 4, 0), best + 5)
     curve = np.polyfit(angles[near] - angles[best], misfits[near], 2)
     if curve[0] <= 0:
         return float(angles[best])
@@ -233,7 +235,8 @@ def coarse_poses(
     """
     flat = flatten_background(images, weights, pixel_size, threshold)
     isolated = is_isolated(flat, weights, pixel_size)
-    detail = (images - _levels(images, weights)) * weights if isolated else flat
+    vacuum = weights * (flat <= 0) if isolated else weights
+    detail = (images - _means(images, vacuum)) * weights
     psi = find_tilt_axis(detail, pixel_size, resolution, axis_span) if axis_span > 0 else 0.0
     turned, outline = derotate(detail, psi), derotate(flat, psi)
     along, _ = register_lines(turned.sum(-1), pixel_size, resolution)
@@ -250,10 +253,10 @@ def coarse_poses(
     return poses.replace(psi=torch.full_like(poses.psi, psi), tau=tau)
 
 
-def _levels(images: Tensor, weights: Tensor) -> Tensor:
-    """Background per tilt ``tilt 1 1``: the low quantile of the valid pixels."""
-    levels = [torch.quantile(i[w > 0], _BACKGROUND_QUANTILE) for i, w in zip(images, weights, strict=True)]
-    return torch.stack(levels)[:, None, None]
+def _means(images: Tensor, weights: Tensor) -> Tensor:
+    """Weighted means per tilt, ``tilt 1 1``."""
+    sums = (images * weights).sum((-2, -1)) / weights.sum((-2, -1)).clamp_min(1e-6)
+    return sums[:, None, None]
 
 
 def specimen_support(flat: Tensor, weights: Tensor, poses: Poses, volume: Grid, margin: float) -> Tensor:

@@ -19,7 +19,7 @@ from petomo.models.projections import (
 
 
 class Step(NamedTuple):
-    """Update of the volume ``z y x`` and of the pose parameters ``tilt parameter``, and the loss it started from."""
+    """Updates of the volume ``z y x`` and the poses ``tilt parameter``, and the loss before them."""
 
     volume: Tensor
     poses: Tensor
@@ -55,7 +55,7 @@ def joint_step(
     deviation : Tensor
         ``tilt parameter``: pose parameters less their nominal values.
     prior : Tensor
-        ``(5,)``: expected spread of the deviation about its mean over the tilts, radian or angstrom; inf for none.
+        ``(5,)``: expected spread of the deviation about its mean, radian or angstrom; inf for none.
     norm : float
         Largest eigenvalue of the tomography's normal operator, to balance the two blocks.
     iterations : int

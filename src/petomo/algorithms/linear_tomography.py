@@ -1,4 +1,4 @@
-"""Linear tomography at fixed poses: accelerated projected gradient descent on the squared error (paper Algorithm 2, inner loop)."""
+"""Linear tomography at fixed poses by accelerated projected gradients (paper Algorithm 2, inner loop)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Poses of a tilt series from its projections: joint rigid alignment and linear tomography (paper Algorithm 2).
+"""Poses of a tilt series: joint rigid alignment and linear tomography (paper Algorithm 2).
 
 The paper's two nested loops, with two changes. The poses move by Gauss-Newton steps taken jointly with
 the volume (`petomo.algorithms.gauss_newton`) instead of by small gradient steps, and the volume lives
@@ -261,7 +261,7 @@ def _parameters(poses: Poses, tilts: Tensor) -> Tensor:
 
 
 def _move(poses: Poses, step: Tensor, tilts: Tensor, pixel: float, volume: Tensor) -> tuple[Poses, float]:
-    """Poses after a step of limited length, in the gauge of `align`, and how far the specimen's edge moved."""
+    """Poses after a step of limited length, in the gauge of `align`, and how far the edge moved."""
     radius = 0.5 * pixel * max(volume.shape)
     limits = torch.tensor([2 * pixel / radius] * 3 + [2 * pixel] * 2, dtype=torch.float64)
     step = step.clamp(-limits, limits)

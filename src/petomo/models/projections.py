@@ -1,4 +1,4 @@
-"""Volume and poses to 2D phase projections, their adjoint and their slopes for the pose (paper Eq. 12 and 13)."""
+"""2D phase projections of a volume, their adjoint and their slopes for the pose (paper Eq. 12, 13)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ProjectionGeometry:
 
     @property
     def slices(self) -> SliceGeometry:
-        """One slice as thick as the volume's diagonal in the tilt plane, so that no tilt cuts a corner off."""
+        """One slice as thick as the volume's diagonal in the tilt plane: no tilt cuts a corner off."""
         depth, _, width = self.volume.shape
         samples = int((depth**2 + width**2) ** 0.5) + 2
         return SliceGeometry(1, samples * self.voxel, self.image_shape, self.voxel)

@@ -1,0 +1,148 @@
+"""Alignment of a tilt series made from rotated Gaussian atoms, by closed form."""
+
+import math
+
+import pytest
+import torch
+
+from petomo.algorithms.coarse_alignment import (
+    coarse_poses,
+    downsample,
+    flatten_background,
+    is_isolated,
+    register_lines,
+    register_neighbours_x,
+    specimen_support,
+)
+from petomo.algorithms.tilt_alignment import AlignmentOptions, AlignmentStage, align, poses_of
+from petomo.core.grid import Grid
+from petomo.core.pose import Poses, pose_errors
+
+PIXEL, SIGMA = 0.5, 0.45
+DEGREE = math.pi / 180
+
+
+def gaussian_images(points, shape, pixel=PIXEL):
+    y, x = (Grid(shape, pixel).coordinates(a, dtype=torch.float64) for a in range(2))
+    images = []
+    for p in points:
+        gx = torch.exp(-((x - p[:, :1]) ** 2) / (2 * SIGMA**2))
+        gy = torch.exp(-((y - p[:, 1:2]) ** 2) / (2 * SIGMA**2))
+        images.append(gy.T @ gx / (2 * math.pi * SIGMA**2))
+    return torch.stack(images).float()
+
+
+@pytest.fixture(scope="module")
+def series():
+    """A ball of 70 atoms, 13 tilts, the axis 2 degrees off y; noise and a constant per tilt."""
+    generator = torch.Generator().manual_seed(4)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    atoms = 9 * (torch.rand(400, 3, generator=generator, dtype=torch.float64) - 0.5)
+    atoms = atoms[atoms.norm(dim=1) < 4.5][:70]
+    atoms -= atoms.mean(0)
+    nominal = torch.linspace(-48, 48, 13, dtype=torch.float64) * DEGREE
+    truth = Poses(
+        0.1 * DEGREE * normal(13),
+        nominal + 0.2 * DEGREE * normal(13),
+        2 * DEGREE + 0.1 * DEGREE * normal(13),
+        1.2 * normal(13, 2).clamp(-1.5, 1.5),
+    )
+    images = gaussian_images(truth.apply(atoms), (37, 42))
+    images = images + 0.02 * normal(*images.shape) + 0.2 * normal(13, 1, 1)
+    weights = torch.zeros_like(images)
+    weights[:, 2:-2, 2:-2] = 1
+    return torch.where(weights > 0, images, 3.0).float(), weights.float(), nominal, truth
+
+
+STAGES = (
+    AlignmentStage(1.0, ("shifts",), 3),
+    AlignmentStage(0.5, ("shifts", "psi"), 4),
+    AlignmentStage(0.5, ("shifts", "psi", "theta", "phi"), 3),
+)
+
+
+def test_alignment_finds_shifts_and_axis(series):
+    images, weights, nominal, truth = series
+    statuses = list(align(images, weights, nominal, PIXEL, options=AlignmentOptions(stages=STAGES)))
+    errors = pose_errors(poses_of(statuses[-1]), truth)
+    assert errors["shift"].median() < 0.03
+    assert errors["shift"].max() < 0.1
+    assert poses_of(statuses[-1]).psi.mean() == pytest.approx(2 * DEGREE, abs=0.25 * DEGREE)
+    assert errors["angle"].square().mean().sqrt() < 0.3 * DEGREE
+    within = [s.loss for s in statuses if s.extras["alignment_stage"] == 2]
+    assert within == sorted(within, reverse=True)
+    poses = poses_of(statuses[-1])
+    assert poses.phi.mean().abs() < 1e-9
+    assert (poses.theta - nominal).mean().abs() < 1e-9
+
+
+def test_resuming_changes_nothing(series):
+    images, weights, nominal, _ = series
+    stages = (AlignmentStage(1.0, ("shifts",), 2), AlignmentStage(1.0, ("shifts", "theta"), 2))
+    options = AlignmentOptions(stages=stages, tolerance=0, inner_iterations=3, joint_iterations=3)
+    whole = list(align(images, weights, nominal, PIXEL, options=options))
+    assert [s.iteration for s in whole] == [1, 2, 3, 4]
+    for cut in (0, 1, 2):
+        rest = list(align(images, weights, nominal, PIXEL, options=options, state=whole[cut].state))
+        assert torch.equal(poses_of(rest[-1]).tau, poses_of(whole[-1]).tau)
+        assert torch.equal(rest[-1].state["volume"], whole[-1].state["volume"])
+
+
+def test_coarse_poses_without_a_volume(series):
+    images, weights, nominal, truth = series
+    poses = coarse_poses(images, weights, nominal, PIXEL)
+    errors = pose_errors(poses, truth)
+    assert errors["shift"].median() < 0.2
+    assert poses.psi[0] == pytest.approx(2 * DEGREE, abs=0.8 * DEGREE)
+    still = coarse_poses(images, weights, nominal, PIXEL, axis_span=0)
+    assert not still.psi.any()
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("shape", [(36, 41), (37, 40)])
+def test_downsampling_keeps_the_origin(factor, shape):
+    point = torch.tensor([[[1.3, -0.7, 0.0]]], dtype=torch.float64)
+    image = gaussian_images(point, shape, 0.25)
+    small = downsample(image, factor)
+    grid = Grid(tuple(small.shape[-2:]), 0.25 * factor)
+    y, x = (grid.coordinates(a) for a in range(2))
+    assert (small[0] * x).sum() / small.sum() == pytest.approx(1.3, abs=0.01)
+    assert (small[0].T * y).sum() / small.sum() == pytest.approx(-0.7, abs=0.01)
+    assert small.sum() * factor**2 == pytest.approx(image.sum().item(), rel=0.01)
+
+
+def test_lines_are_registered_to_a_fraction_of_a_pixel():
+    x = (torch.arange(60, dtype=torch.float64) - 30) * 0.4
+    shifts = torch.tensor([0.0, 1.13, -0.77, 0.31], dtype=torch.float64)
+    lines = sum(h * torch.exp(-((x - p - shifts[:, None]) ** 2)) for h, p in ((1, -2.0), (0.6, 1.4)))
+    found, misfit = register_lines(lines, 0.4, 1.0)
+    assert (found - found[0] - shifts).abs().max() < 0.02
+    assert misfit < 1e-3
+
+
+def test_neighbours_are_registered_across_the_axis():
+    generator = torch.Generator().manual_seed(2)
+    atoms = 14 * (torch.rand(120, 3, generator=generator, dtype=torch.float64) - 0.5)
+    atoms[:, 2] *= 0.05
+    tilts = torch.linspace(-30, 30, 7, dtype=torch.float64) * DEGREE
+    across = torch.tensor([0.8, -0.5, 0.3, 0.0, -0.9, 0.4, 0.6], dtype=torch.float64)
+    poses = Poses.from_tilts(tilts).replace(tau=torch.stack([across, 0 * across], 1))
+    found = register_neighbours_x(gaussian_images(poses.apply(atoms), (40, 50)), tilts, PIXEL)
+    assert (found - across).abs().max() < 0.15
+
+
+def test_outline_and_support(series):
+    images, weights, _, truth = series
+    flat = flatten_background(images, weights, PIXEL, 0.1)
+    assert is_isolated(flat, weights, PIXEL)
+    grid = Grid((42, 37, 42), PIXEL)
+    support = specimen_support(flat, weights, truth, grid, 1.0)
+    z, y, x = torch.meshgrid(*(grid.coordinates(a) for a in range(3)), indexing="ij")
+    radius = (x**2 + y**2 + z**2).sqrt()
+    assert support[radius < 4].all()
+    assert not support[(radius > 8) & (z.abs() < 4)].any()
+    full = torch.ones_like(flat)
+    assert specimen_support(full, weights, truth, grid, 1.0).all()

@@ -155,10 +155,10 @@ def test_redoing_from_a_stage(config, tmp_path):
 @pytest.mark.parametrize(
     ("override", "options", "key"),
     [
-        ("ptychography.slices=9", {"resume": True}, "ptychography.slices was 4 and is now 9"),
+        ("ptychography.slices=9", {"resume": True}, "ptychography.slices was 3 and is now 9"),
         ("compute.seed=9", {"start_from": "end_to_end"}, "compute.seed was 0 and is now 9"),
         ("data.exclude=[1]", {"start_from": "ptychography"}, "data.exclude was [] and is now [1]"),
-        ("end_to_end.batch_size=9", {"resume": True}, "end_to_end.batch_size was 64 and is now 9"),
+        ("end_to_end.batch_size=9", {"resume": True}, "end_to_end.batch_size was 128 and is now 9"),
     ],
 )
 def test_changed_settings_are_refused_by_name(config, tmp_path, override, options, key):

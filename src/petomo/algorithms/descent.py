@@ -10,31 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from petomo.algorithms.refinement import (
-    affine_basis,
-    angle_curvature,
-    damped_solve,
-    pooled_step,
-    position_curvature,
-    single_steps,
-    turn_scan,
-)
+from petomo.algorithms.descent_options import DescentOptions
+from petomo.algorithms.refinement import refine_geometry
 from petomo.algorithms.status import Status
 from petomo.models.ptycho_tomography import PtychoTomography
 from petomo.models.ptychography import Ptychography
-from petomo.objectives.regularizers import (
-    Filter,
-    L1Imaginary,
-    Proximal,
-    regularize_,
-    regularize_gradient,
-    shrink_,
-)
+from petomo.objectives.regularizers import Filter, Proximal, regularize_, regularize_gradient
 from petomo.physics.multislice import Loss
 from petomo.physics.probe import orthogonalise
 
@@ -42,70 +27,6 @@ Model = Ptychography | PtychoTomography
 
 #: ``read(tilt, index) -> (k, ky, kx)`` electrons in FFT order on the model's device.
 Reader = Callable[[int, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When a variable moves, and how far.
-
-    Parameters
-    ----------
-    step : float
-        Fraction of the full (Lipschitz or Gauss-Newton) step; 0 holds the variable.
-    start, stop : int
-        First pass, and the pass at which it is held again.
-    """
-
-    step: float
-    start: int = 0
-    stop: int = 10**9
-
-    def active(self, iteration: int) -> bool:
-        """Whether the variable moves in this pass (counted from 0)."""
-        return self.step > 0 and self.start <= iteration < self.stop
-
-
-@dataclass(frozen=True)
-class DescentOptions:
-    """Settings of `reconstruct`.
-
-    Parameters
-    ----------
-    iterations : int
-        Passes over the data.
-    batch_size : int
-        Patterns per volume step.
-    solver : {"preconditioned", "sgd"}
-        Steps scaled by curvature with momentum, or the paper's plain gradient descent with
-        ``volume.step`` and ``probe.step`` used as they are.
-    volume, probe, positions, affine, poses : Schedule
-        ``affine`` moves all positions of a tilt together (shift and linear distortion), ``positions``
-        each by itself, ``poses`` the three angles.
-    momentum : float
-        Of the volume.
-    final_step : float
-        Volume and probe steps fall to this share of their start along a half cosine.
-    prior_angstrom : float
-        Standard deviation expected of single positions about the affine scan.
-    curvature_every : int
-        Passes between measurements of the geometry's curvature.
-    seed : int
-        Of the tilt and batch order.
-    """
-
-    iterations: int = 30
-    batch_size: int = 128
-    solver: str = "preconditioned"
-    volume: Schedule = field(default_factory=lambda: Schedule(1.0))
-    probe: Schedule = field(default_factory=lambda: Schedule(0.5, start=1))
-    positions: Schedule = field(default_factory=lambda: Schedule(0.5, start=6))
-    affine: Schedule = field(default_factory=lambda: Schedule(0.7, start=3))
-    poses: Schedule = field(default_factory=lambda: Schedule(0.7, start=3))
-    momentum: float = 0.9
-    final_step: float = 0.05
-    prior_angstrom: float = 0.1
-    curvature_every: int = 4
-    seed: int = 0
 
 
 def reconstruct(
@@ -146,7 +67,8 @@ def reconstruct(
         for tilt in torch.randperm(len(model.positions), generator=work.generator).tolist():
             visit = _visit(model, read, loss, options, terms, work, iteration, tilt)
             total, count = total + visit, count + len(model.positions[tilt])
-        regularize_([r for r in terms if isinstance(r, Filter)], model.volume.data)
+        if options.volume.active(iteration):
+            _regularize_object(model, [r for r in terms if isinstance(r, Filter)])
         if options.probe.active(iteration):
             for probe in model.probes:
                 probe.data.copy_(orthogonalise(probe.data))
@@ -177,16 +99,16 @@ class _Work:
         return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, x)))
 
     def state(self) -> dict:
-        """Snapshot to resume from."""
+        """What to resume from; the tensors are those the solver goes on with."""
         out = {
             "finished": self.finished,
-            "model": {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()},
-            "momentum": self.momentum.cpu().clone(),
+            "model": dict(self.model.state_dict()),
+            "momentum": self.momentum,
             "generator": self.generator.get_state(),
-            "curvature": {k: v.cpu().clone() for k, v in self.curvature.items()},
+            "curvature": dict(self.curvature),
         }
         if self.momentum_absorption is not None:
-            out["momentum_absorption"] = self.momentum_absorption.cpu().clone()
+            out["momentum_absorption"] = self.momentum_absorption
         return out
 
     def _load(self, state: dict):
@@ -202,19 +124,11 @@ class _Work:
 
 def _visit(model, read, loss, options, regularizers, work, iteration, tilt) -> float:
     """All batches of one tilt, then its geometry; returns the summed loss."""
-    moves_positions = options.positions.active(iteration) or options.affine.active(iteration)
     moves_angles = options.poses.active(iteration) and isinstance(model, PtychoTomography)
+    _mark_moving(model, options, iteration, tilt, moves_angles)
     positions = model.positions[tilt]
     gradient = torch.zeros_like(positions)
     angle_gradient = torch.zeros(3, dtype=torch.float64, device=positions.device)
-    model.requires_grad_(False)
-    model.volume.requires_grad_(options.volume.active(iteration))
-    model.probes[tilt].requires_grad_(options.probe.active(iteration))
-    positions.requires_grad_(moves_positions or moves_angles)
-    if moves_angles:
-        model.angles.requires_grad_(True)
-    if model.absorption is not None:
-        model.absorption.requires_grad_(options.volume.active(iteration))
     order = torch.randperm(len(positions), generator=work.generator)
     batches = order.tensor_split(max(1, round(len(order) / options.batch_size)))
     total = 0.0
@@ -222,103 +136,78 @@ def _visit(model, read, loss, options, regularizers, work, iteration, tilt) -> f
         model.zero_grad(set_to_none=True)
         measured = read(tilt, index)
         value = model(tilt, index.to(positions.device), measured, loss)
-        value.backward()
+        if value.requires_grad:  # early on a schedule may hold everything
+            value.backward()
         total += float(value.detach())
         if positions.grad is not None:
             gradient += positions.grad
-        if moves_angles:
+        if isinstance(model, PtychoTomography) and model.angles.grad is not None:
             angle_gradient += model.angles.grad[tilt]
         scale = work.scale(iteration, number / len(batches) / len(model.positions))
         with torch.no_grad():
-            _step_object(model, options, regularizers, work, tilt, measured, scale)
-            _step_probe(model, options, tilt, len(index), scale)
-    _step_geometry(model, loss, options, work, iteration, tilt, gradient, angle_gradient)
+            _step_object(model, options, regularizers, work, tilt, measured, scale, loss.curvature)
+            _step_probe(model, options, tilt, len(index), scale, loss.curvature)
+    refine_geometry(model, options, iteration, tilt, work.curvature, loss.curvature, gradient, angle_gradient)
     return total
 
 
-def _step_object(model, options, regularizers, work, tilt, measured, scale):
+def _mark_moving(model, options, iteration, tilt, moves_angles):
+    """Ask for gradients of what moves in this pass, and of nothing else."""
+    model.requires_grad_(False)
+    model.volume.requires_grad_(options.volume.active(iteration))
+    if model.absorption is not None:
+        model.absorption.requires_grad_(options.volume.active(iteration))
+    model.probes[tilt].requires_grad_(options.probe.active(iteration))
+    moves = moves_angles or options.positions.active(iteration) or options.affine.active(iteration)
+    model.positions[tilt].requires_grad_(moves)
+    if moves_angles:
+        model.angles.requires_grad_(True)
+
+
+def _step_object(model, options, regularizers, work, tilt, measured, scale, curvature):
+    if model.volume.grad is None:
+        return
     fluence = float(measured.sum()) / _area_pixels(model, tilt)
-    step = options.volume.step * scale
+    step, bound = options.volume.step * scale, model.lipschitz(fluence) * curvature / 2
     pairs = [(model.volume, work.momentum)]
     if model.absorption is not None:
         pairs.append((model.absorption, work.momentum_absorption))
     for parameter, momentum in pairs:
-        if parameter.grad is None:
-            continue
         if options.solver == "sgd":
             parameter.data.sub_(parameter.grad, alpha=step)
         else:
             gradient = regularize_gradient(regularizers, parameter.grad)
-            momentum.mul_(options.momentum).add_(
-                gradient, alpha=(1 - options.momentum) / model.lipschitz(fluence)
-            )
+            momentum.mul_(options.momentum).add_(gradient, alpha=(1 - options.momentum) / bound)
             parameter.data.sub_(momentum, alpha=step)
-    if model.volume.grad is not None:
-        regularize_([r for r in regularizers if isinstance(r, Proximal)], model.volume.data, step)
-    if model.absorption is not None:
-        for regularizer in regularizers:
-            if isinstance(regularizer, L1Imaginary):
-                shrink_(model.absorption.data, regularizer.weight * step)
+    _regularize_object(model, [r for r in regularizers if isinstance(r, Proximal)], step)
 
 
-def _step_probe(model, options, tilt, patterns, scale):
+def _regularize_object(model: Model, terms: Sequence, step: float = 1.0):
+    """Apply ``terms`` to the volume, or to the complex volume whose imaginary part is the absorption."""
+    if model.absorption is None:
+        regularize_(terms, model.volume.data, step)
+    elif terms:
+        whole = torch.complex(model.volume.data, model.absorption.data)
+        regularize_(terms, whole, step)
+        model.volume.data.copy_(whole.real)
+        model.absorption.data.copy_(whole.imag)
+
+
+def _step_probe(model, options, tilt, patterns, scale, curvature):
     probe = model.probes[tilt]
     if probe.grad is None:
         return
     if options.solver == "sgd":
         probe.data.sub_(probe.grad, alpha=options.probe.step)
     else:
-        # a specimen that only shifts phases is unitary: the curvature is twice the number of patterns
-        probe.data.sub_(probe.grad, alpha=options.probe.step * scale / (2 * patterns))
+        # a specimen that only shifts phases is unitary: the loss bends the same in every pixel of the probe
+        probe.data.sub_(probe.grad, alpha=options.probe.step * scale / (curvature * patterns))
 
 
 def _area_pixels(model: Model, tilt: int) -> float:
-    """Scanned area of a tilt in pixels."""
+    """Scanned area of a tilt in pixels; a line scan counts as one pixel wide."""
     positions = model.positions[tilt].detach()
     extent = positions.amax(0) - positions.amin(0)
     # k positions span k - 1 steps: add one step to either side
     step = (extent.prod() / len(positions)).sqrt()
-    return float((extent + step).prod()) / model.pixel_size**2
-
-
-@torch.no_grad()
-def _step_geometry(model, loss, options, work, iteration, tilt, gradient, angle_gradient):
-    positions = model.positions[tilt].data
-    again = iteration % options.curvature_every == 0
-    if options.poses.active(iteration) and isinstance(model, PtychoTomography):
-        key = f"angles_{tilt}"
-        if key not in work.curvature or again:
-            work.curvature[key] = angle_curvature(model, tilt, loss.curvature)
-        arm = positions.double() - model.tau.data[tilt]
-        angle_gradient = angle_gradient.clone()
-        angle_gradient[2] += (gradient[:, 1] * arm[:, 0] - gradient[:, 0] * arm[:, 1]).sum()
-        step = (
-            -damped_solve(work.curvature[key], angle_gradient, 1e-2).clamp(-5e-3, 5e-3) * options.poses.step
-        )
-        model.angles.data[tilt] += step
-        positions.copy_(turn_scan(positions, model.tau.data[tilt], step[2]))
-    if not (options.affine.active(iteration) or options.positions.active(iteration)):
-        return
-    key = f"positions_{tilt}"
-    if key not in work.curvature or again:
-        work.curvature[key] = position_curvature(model, tilt, loss.curvature)
-    known = work.curvature[key]
-    if options.affine.active(iteration):
-        basis = affine_basis(positions)
-        shared = (basis.double() @ pooled_step(basis, known, gradient)).to(
-            positions.dtype
-        ) * options.affine.step
-        shared = shared.clamp(-0.3, 0.3)
-        gradient = gradient + (known @ shared[..., None])[..., 0]
-        _move(model, tilt, shared)
-    if options.positions.active(iteration):
-        prior = loss.curvature / 4 / options.prior_angstrom**2
-        _move(model, tilt, single_steps(known, gradient, prior).clamp(-0.1, 0.1) * options.positions.step)
-
-
-def _move(model: Model, tilt: int, step: Tensor):
-    """Move the positions of a tilt; what all share is the specimen's shift and goes into tau."""
-    mean = step.mean(0)
-    model.positions[tilt].data += step - mean
-    if isinstance(model, PtychoTomography):
-        model.tau.data[tilt] -= mean.double()
+    return float(((extent + step) / model.pixel_size).clamp_min(1).prod())

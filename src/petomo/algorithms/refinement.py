@@ -10,13 +10,88 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from petomo.algorithms.descent_options import DescentOptions
+from petomo.models.ptycho_tomography import PtychoTomography
+from petomo.models.ptychography import Ptychography
+
+Model = Ptychography | PtychoTomography
+
 #: Finite moves that measure the curvature: small against the resolution, large against rounding.
 _MOVE_ANGSTROM = 0.03
 _MOVE_RADIAN = 2e-3
 
 
 @torch.no_grad()
-def position_curvature(model, tilt: int, curvature: float) -> Tensor:
+def refine_geometry(
+    model: Model,
+    options: DescentOptions,
+    iteration: int,
+    tilt: int,
+    kept: dict[str, Tensor],
+    curvature: float,
+    gradient: Tensor,
+    angle_gradient: Tensor,
+) -> None:
+    """Move the angles, the scan and the single positions of one tilt, whichever the schedules let go.
+
+    Parameters
+    ----------
+    model : Ptychography or PtychoTomography
+        Changed in place.
+    options : DescentOptions
+        Schedules, and how often curvatures are measured.
+    iteration, tilt : int
+        Pass and tilt.
+    kept : dict
+        Curvatures measured so far; new ones are put in.
+    curvature : float
+        Second derivative of the loss in the model amplitude.
+    gradient, angle_gradient : Tensor
+        ``(k, 2)`` per angstrom and ``(3,)`` per radian, of the loss summed over the tilt.
+    """
+    again = iteration % options.curvature_every == 0
+    if options.poses.active(iteration) and isinstance(model, PtychoTomography):
+        key = f"angles_{tilt}"
+        if key not in kept or again:
+            kept[key] = angle_curvature(model, tilt, curvature)
+        _turn(model, tilt, kept[key], gradient, angle_gradient, options.poses.step)
+    if not (options.affine.active(iteration) or options.positions.active(iteration)):
+        return
+    key = f"positions_{tilt}"
+    if key not in kept or again:
+        kept[key] = position_curvature(model, tilt, curvature)
+    known = kept[key]
+    if options.affine.active(iteration):
+        basis = affine_basis(model.positions[tilt].data)
+        shared = (basis.double() @ pooled_step(basis, known, gradient)).to(basis.dtype)
+        shared = (shared * options.affine.step).clamp(-0.3, 0.3)
+        gradient = gradient + (known @ shared[..., None])[..., 0]
+        _move(model, tilt, shared)
+    if options.positions.active(iteration):
+        prior = curvature / 4 / options.prior_angstrom**2
+        _move(model, tilt, single_steps(known, gradient, prior).clamp(-0.1, 0.1) * options.positions.step)
+
+
+def _turn(model: PtychoTomography, tilt: int, known: Tensor, gradient: Tensor, angle_gradient: Tensor, step):
+    """Gauss-Newton step of the three angles; psi takes the scan with it."""
+    positions, tau = model.positions[tilt].data, model.tau.data[tilt]
+    arm, slope = positions.double() - tau, angle_gradient.clone()
+    slope[2] += (gradient[:, 1] * arm[:, 0] - gradient[:, 0] * arm[:, 1]).sum()
+    angles = -damped_solve(known, slope, 1e-2).clamp(-5e-3, 5e-3) * step
+    model.angles.data[tilt] += angles
+    positions.copy_(turn_scan(positions, tau, angles[2]))
+
+
+def _move(model: Model, tilt: int, step: Tensor):
+    """Move the positions of a tilt; what all share is the specimen's shift and goes into tau."""
+    mean = step.mean(0)
+    model.positions[tilt].data += step - mean
+    if isinstance(model, PtychoTomography):
+        model.tau.data[tilt] -= mean.double()
+
+
+@torch.no_grad()
+def position_curvature(model: Model, tilt: int, curvature: float) -> Tensor:
     """Gauss-Newton matrices ``(k, 2, 2)`` of the loss in the positions of one tilt, per square angstrom.
 
     Parameters
@@ -42,7 +117,7 @@ def position_curvature(model, tilt: int, curvature: float) -> Tensor:
 
 
 @torch.no_grad()
-def angle_curvature(model, tilt: int, curvature: float, sample: int = 4) -> Tensor:
+def angle_curvature(model: PtychoTomography, tilt: int, curvature: float, sample: int = 4) -> Tensor:
     """Gauss-Newton matrix ``(3, 3)`` of the loss in (phi, theta, psi) of one tilt, per square radian.
 
     psi turns the specimen and the scan together (see `turn_scan`): turning the specimen alone is

@@ -39,9 +39,12 @@ def truncate_metrics(path: str | Path, count: int) -> None:
 
 
 def drop_metrics(path: str | Path, stages: tuple[str, ...]) -> None:
-    """Remove the lines of stages that start anew."""
+    """Remove the lines of stages that start anew, and those of their parts, named ``stage/part``."""
     path = Path(path)
     if path.exists():
-        write_text(
-            path, "".join(line for line in _lines(path) if json.loads(line).get("stage") not in stages)
-        )
+        kept = [
+            line
+            for line in _lines(path)
+            if str(json.loads(line).get("stage")).partition("/")[0] not in stages
+        ]
+        write_text(path, "".join(kept))

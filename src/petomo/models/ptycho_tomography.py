@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,8 @@ class TomographyGeometry:
     def __post_init__(self):
         if any(abs(p / self.slices.voxel - 1) > 1e-3 for p in self.optics.window.pixel_size):
             raise ValueError(
-                f"the probe's pixel {self.optics.window.pixel_size} A must equal the voxel {self.slices.voxel} A"
+                f"the probe's pixel {self.optics.window.pixel_size} A "
+                f"must equal the voxel {self.slices.voxel} A"
             )
 
 
@@ -47,9 +49,9 @@ class PtychoTomography(nn.Module):
         Potential in volts, ``z y x``.
     poses : Poses
         One per tilt; tau acts on the probe positions, which is exact.
-    probes : Tensor
+    probes : Tensor or sequence of Tensor
         ``(tilt, mode, y, x)`` complex at the plane z = 0, in root electrons.
-    positions : list of Tensor
+    positions : sequence of Tensor
         ``(k, 2)`` as (x, y) in angstrom for every tilt.
     geometry : TomographyGeometry
         Slices and optics.
@@ -61,8 +63,8 @@ class PtychoTomography(nn.Module):
         self,
         volume: Tensor,
         poses: Poses,
-        probes: Tensor,
-        positions: list[Tensor],
+        probes: Tensor | Sequence[Tensor],
+        positions: Sequence[Tensor],
         geometry: TomographyGeometry,
         absorption: Tensor | None = None,
     ):
@@ -93,7 +95,8 @@ class PtychoTomography(nn.Module):
     @property
     def poses(self) -> Poses:
         """Poses as they stand now (detached, float64)."""
-        return Poses(*self.angles.unbind(-1), self.tau).detach()
+        phi, theta, psi = self.angles.unbind(-1)
+        return Poses(phi, theta, psi, self.tau).detach()
 
     def phase(self, tilt: int) -> tuple[Tensor, Tensor | None]:
         """``sigma B_b A_Theta V`` and, if modelled, the absorption, both ``(slice, y, x)`` in radian."""
@@ -104,7 +107,7 @@ class PtychoTomography(nn.Module):
         return rotate_and_bin(self.volume, *args) * self.sigma, absorption
 
     def pixels(self, tilt: int, index: Tensor) -> Tensor:
-        """Probe positions in pixels of the tilt's slices: moving the specimen by tau is moving the probe by -tau."""
+        """Probe positions in pixels of the slices: moving the specimen by tau moves the probe by -tau."""
         shifted = self.positions[tilt][index] - self.tau[tilt].to(self.positions[tilt].dtype)
         return shifted / self.pixel_size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from petomo.core.dataset import TiltSeries
 from petomo.io.artefacts import read_json, write_json
+from petomo.io.atomic import atomic_path
 from petomo.io.checkpoint import load_checkpoint, save_checkpoint
 from petomo.io.metrics import read_metrics, truncate_metrics
 from petomo.workflow.callbacks import Interrupted, Reporter
@@ -45,6 +47,28 @@ class RunContext:
         """The stage's checkpoint; removed when the stage is finished."""
         return self.folder / "checkpoints" / f"{stage}.h5"
 
+    def inputs(self, stage: str, *names: str) -> Path:
+        """Folder ``inputs/STAGE`` with the artefacts a stage starts from.
+
+        They are copied there when the stage first starts, so that a stage which replaces them (positions,
+        probes, poses) finds the same ones when it is resumed or redone. ``--from`` an earlier stage
+        discards them.
+
+        Parameters
+        ----------
+        stage : str
+            Stage's name.
+        *names : str
+            Files of the run folder; one that is not there is left out.
+        """
+        folder = self.folder / "inputs" / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if not (folder / name).exists() and (self.folder / name).exists():
+                with atomic_path(folder / name) as temporary:
+                    shutil.copyfile(self.folder / name, temporary)
+        return folder
+
     def iteration(
         self,
         stage: str,
@@ -59,7 +83,8 @@ class RunContext:
         Parameters
         ----------
         stage : str
-            Stage's name.
+            Stage's name, or ``stage/part``: a part has lines of its own in ``metrics.jsonl`` and shares the
+            stage's checkpoint.
         iteration, total : int
             Iterations done, counted from 1, and in all.
         loss : float
@@ -77,7 +102,7 @@ class RunContext:
         self.reporter.iteration(stage, iteration, total, loss, **extra)
         stop = self.reporter.interrupted
         if state is not None and (stop or iteration % self.config.output.save_every == 0):
-            self.save(stage, state())
+            self.save(stage.partition("/")[0], state())
         if stop:
             raise Interrupted(f"stopped in {stage} after iteration {iteration} of {total}")
 

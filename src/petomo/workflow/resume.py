@@ -17,7 +17,7 @@ SECTIONS = {
     "bright_field": ("data", "bright_field", "compute.seed", "compute.precision"),
     "ptychography": ("volume", "ptychography"),
     "alignment": ("alignment",),
-    "end_to_end": ("end_to_end",),
+    "end_to_end": ("end_to_end", "analysis.fsc"),
     "analysis": ("analysis",),
     "report": (),
 }
@@ -101,16 +101,23 @@ def check_target(folder: Path, stages: Stages, resume: bool, start_from: str | N
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder for this process; the system lets go even after a crash."""
-    with open(folder / ".lock", "a+", encoding="utf-8") as lock:
+    path = folder / ".lock"
+    with open(path, "a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat())
         except BlockingIOError:
+            held = False
+        if not held:  # somebody has it, or had it and removed the file just after it was opened here
             lock.seek(0)
             raise UserError(
                 f"{folder}: process {lock.read() or '?'} is running in this folder; "
                 "wait for it or choose another --out"
-            ) from None
+            )
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,8 @@ def _prepare(context: RunContext, stages: Stages, start_from: str | None) -> dic
         refuse_changes(folder, context.config, before, None)
         for name in redo:
             context.checkpoint_path(name).unlink(missing_ok=True)
+            if name != start_from:
+                shutil.rmtree(folder / "inputs" / name, ignore_errors=True)
         drop_metrics(folder / "metrics.jsonl", tuple(redo))
     elif state_path.exists():
         current = next((name for name in names if context.checkpoint_path(name).exists()), None)

@@ -15,6 +15,7 @@ def bright_field(context: RunContext) -> None:
     """Fit defocus (and astigmatism) of every tilt; leaves ``bright_field.h5``."""
     settings, series = context.config.bright_field, context.series
     if settings.method == "none":
+        (context.folder / "bright_field.h5").unlink(missing_ok=True)
         return
     done: list = [
         (entry["phase"], entry["attributes"]) for entry in (context.restore(STAGE) or {"tilts": []})["tilts"]

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from petomo.algorithms.descent import DescentOptions, Schedule, reconstruct
+from petomo.algorithms.descent import reconstruct
+from petomo.algorithms.descent_options import DescentOptions, Schedule
 from petomo.core.electron import wavelength
-from petomo.io.artefacts import read_poses, read_positions, read_probes
-from petomo.io.artefacts import write_half_volumes, write_patterns, write_poses, write_positions, write_probes
+from petomo.io.artefacts import (
+    read_poses,
+    read_positions,
+    read_probes,
+    write_half_volumes,
+    write_patterns,
+    write_poses,
+    write_positions,
+    write_probes,
+)
 from petomo.io.volumes import write_mrc
 from petomo.models.ptycho_tomography import PtychoTomography, TomographyGeometry
 from petomo.objectives import regularizers as terms
@@ -32,13 +42,16 @@ def end_to_end(context: RunContext) -> None:
     reader = PatternReader(context.series, grids.window.shape, context.device)
     model = build_model(context, grids)
     floor = _noise_floor(reader, loss, len(context.series))
-    total, options = config.end_to_end.iterations, descent_options(context)
-    for status in reconstruct(
-        model, reader, loss, options, _regularizers(context, grids, model), context.restore(STAGE)
-    ):
-        extra = {"noise_floor": floor, **status.extras}
-        context.iteration(STAGE, status.iteration, total, status.loss, lambda s=status: s.state, **extra)
-    _write(context, grids, model, reader, loss)
+    options, saved = descent_options(context), context.restore(STAGE) or {}
+    whole = saved.get("whole")
+    for status in reconstruct(model, reader, loss, options, _regularizers(context, grids, model), whole):
+        whole, extra = status.state, {"noise_floor": floor, **status.extras}
+        context.iteration(
+            STAGE, status.iteration, options.iterations, status.loss, lambda s=whole: {"whole": s}, **extra
+        )
+    halves = _half_volumes(context, model, reader, loss, grids, saved | {"whole": whole})
+    _write(context, grids, model, halves)
+    _write_patterns(context, model, reader, loss)
 
 
 def slicing(context: RunContext, grids: Grids) -> tuple[int, float]:
@@ -56,7 +69,8 @@ def slicing(context: RunContext, grids: Grids) -> tuple[int, float]:
 
 def build_model(context: RunContext, grids: Grids) -> PtychoTomography:
     """Model with an empty volume and the artefacts of the stages before."""
-    config, folder, energy = context.config, context.folder, context.series[0].energy_ev
+    config, energy = context.config, context.series[0].energy_ev
+    folder = context.inputs(STAGE, "poses.json", "probes.h5", "positions.h5")
     count, thickness = slicing(context, grids)
     geometry = TomographyGeometry(
         SliceGeometry(count, thickness, grids.field, grids.voxel),
@@ -128,20 +142,23 @@ def _noise_floor(reader: PatternReader, loss, tilts: int) -> float:
     return sum(float(loss.noise_floor(reader.mean(t))) for t in range(tilts)) / tilts
 
 
-def _write(context: RunContext, grids: Grids, model: PtychoTomography, reader: PatternReader, loss) -> None:
+def _write(context: RunContext, grids: Grids, model: PtychoTomography, halves: list[Tensor]) -> None:
     folder, series = context.folder, context.series
-    names = [t.name for t in series]
-    write_mrc(folder / "volume.mrc", model.volume.detach().float().cpu().numpy(), grids.voxel)
-    write_poses(folder / "poses.json", model.poses, names)
-    probes = [p.detach().cpu() for p in model.probes]
-    pixel = (grids.voxel, grids.voxel)
+    for name, part in (("volume.mrc", model.volume), ("absorption.mrc", model.absorption)):
+        if part is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            write_mrc(folder / name, part.detach().float().cpu().numpy(), grids.voxel)
+    write_poses(folder / "poses.json", model.poses, [t.name for t in series])
+    probes, pixel = [p.detach().cpu() for p in model.probes], (grids.voxel, grids.voxel)
     write_probes(folder / "probes.h5", probes, pixel, series[0].energy_ev, defoci(context, grids, probes))
-    _, initial = read_positions(folder / "positions.h5")
+    _, initial = read_positions(context.inputs(STAGE) / "positions.h5")
     write_positions(folder / "positions.h5", [p.detach().cpu() for p in model.positions], initial)
-    _write_patterns(context, model, reader, loss)
-    if context.config.analysis.fsc.half_sets:
-        halves = [_half_volume(context, model, reader, loss, grids, part) for part in (0, 1)]
-        write_half_volumes(folder / "half_volumes.h5", *halves, (grids.voxel,) * 3)
+    if halves:
+        voxel = (grids.voxel, grids.voxel, grids.voxel)
+        write_half_volumes(folder / "half_volumes.h5", halves[0], halves[1], voxel)
+    else:
+        (folder / "half_volumes.h5").unlink(missing_ok=True)
 
 
 @torch.no_grad()
@@ -173,29 +190,35 @@ def checkerboard(scan_shape: Sequence[int], part: int) -> Tensor:
     return torch.nonzero(((y + x) % 2 == part).flatten())[:, 0]
 
 
-def _half_volume(context: RunContext, model, reader, loss, grids: Grids, part: int) -> Tensor:
-    """Volume from half of the positions, with the geometry and the probes of the whole."""
-    chosen = [checkerboard(t.scan_shape, part) for t in context.series]
+def _half_volumes(
+    context: RunContext, model: PtychoTomography, reader: PatternReader, loss, grids: Grids, saved: dict
+) -> list[Tensor]:
+    """Volumes from either half of the positions, if asked for; ``saved`` is the stage's state so far."""
+    if not context.config.analysis.fsc.half_sets:
+        return []
+    halves, inner = list(saved.get("halves", ())), saved.get("inner")
+    still = Schedule(0.0)
+    options = replace(descent_options(context), probe=still, positions=still, affine=still, poses=still)
+    for part in range(len(halves), 2):
+        chosen = [checkerboard(t.scan_shape, part) for t in context.series]
+        half = _half_model(model, chosen)
+
+        def read(tilt: int, index: Tensor, chosen=chosen) -> Tensor:
+            return reader(tilt, chosen[tilt][index])
+
+        for status in reconstruct(half, read, loss, options, _regularizers(context, grids, half), inner):
+            state = {"whole": saved["whole"], "halves": halves, "inner": status.state}
+            name = f"{STAGE}/half_{'ab'[part]}"
+            context.iteration(name, status.iteration, options.iterations, status.loss, lambda s=state: s)
+        halves.append(half.volume.detach().cpu())
+        inner = None
+    return halves
+
+
+def _half_model(model: PtychoTomography, chosen: Sequence[Tensor]) -> PtychoTomography:
+    """Empty volume with some of the positions, and the geometry and the probes of the whole."""
     positions = [p.detach()[c] for p, c in zip(model.positions, chosen, strict=True)]
-    probes = [p.detach() for p in model.probes]
-    empty = torch.zeros_like(model.volume.detach())
-    half = PtychoTomography(empty, model.poses, probes, positions, model.geometry).to(context.device)  # pyright: ignore
-    still, options = Schedule(0.0), descent_options(context)
-    options = DescentOptions(
-        iterations=options.iterations,
-        batch_size=options.batch_size,
-        solver=options.solver,
-        volume=options.volume,
-        probe=still,
-        positions=still,
-        affine=still,
-        poses=still,
-        momentum=options.momentum,
-        seed=options.seed,
-    )
-    solver = reconstruct(
-        half, lambda t, i: reader(t, chosen[t][i]), loss, options, _regularizers(context, grids, half)
-    )
-    for status in solver:
-        context.iteration(f"half_set_{'ab'[part]}", status.iteration, options.iterations, status.loss)
-    return half.volume.detach().cpu()
+    probes, empty = [p.detach() for p in model.probes], torch.zeros_like(model.volume.detach())
+    absorption = None if model.absorption is None else empty
+    half = PtychoTomography(empty, model.poses, probes, positions, model.geometry, absorption)
+    return half.to(empty.device)

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from petomo.algorithms.descent import DescentOptions, Schedule, reconstruct
+from petomo.algorithms.descent import reconstruct
+from petomo.algorithms.descent_options import DescentOptions, Schedule
 from petomo.io.artefacts import read_bright_field, write_positions, write_probes
 from petomo.io.volumes import write_stack
 from petomo.models.ptychography import Ptychography
@@ -32,30 +33,26 @@ def ptychography(context: RunContext) -> None:
     grids = plan_grids(series, config)
     loss = make_loss(context, grids, config.ptychography.loss)
     reader = PatternReader(series, grids.window.shape, context.device)
-    saved = context.restore(STAGE) or {"done": [], "inner": {}}
+    saved = context.restore(STAGE) or {"done": [], "inner": None}
     done: list[dict] = list(saved["done"])
-    inner = saved["inner"] or None
+    inner = saved["inner"]
     total = config.ptychography.iterations
     for tilt in range(len(done), len(series)):
         model = _start(context, grids, reader, tilt)
         options = _options(context, tilt)
         floor = float(loss.noise_floor(reader.mean(tilt)))
         terms = [L1Real(config.ptychography.sparsity), NonNegative()]
-        for status in reconstruct(
-            model, lambda _, index, t=tilt: reader(t, index), loss, options, terms, inner
-        ):
-            if status.iteration == total:
-                done.append(_result(model))
-            inner_state = {} if status.iteration == total else status.state
+        for status in reconstruct(model, lambda _, i, t=tilt: reader(t, i), loss, options, terms, inner):
             context.iteration(
                 STAGE,
                 tilt * total + status.iteration,
                 len(series) * total,
                 status.loss,
-                lambda s=inner_state: {"done": done, "inner": s},
+                lambda s=status.state: {"done": done, "inner": s},
                 tilt=tilt,
                 noise_floor=floor,
             )
+        done.append(_result(model))
         inner = None
     _write(context, grids, done)
 
@@ -114,9 +111,8 @@ def _write(context: RunContext, grids: Grids, done: list[dict]) -> None:
         folder / "projections.mrc", torch.stack([d["projection"] for d in done]).float().numpy(), grids.voxel
     )
     probes = [d["probe"] for d in done]
-    write_probes(
-        folder / "probes.h5", probes, grids.window.pixel_size, first.energy_ev, defoci(context, grids, probes)
-    )  # pyright: ignore
+    pixel = (grids.voxel, grids.voxel)
+    write_probes(folder / "probes.h5", probes, pixel, first.energy_ev, defoci(context, grids, probes))
     nominal = [t.positions() for t in context.series]
     write_positions(folder / "positions.h5", [d["positions"] for d in done], nominal)
 

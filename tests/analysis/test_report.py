@@ -13,6 +13,7 @@ from petomo.analysis import figures, volume_figures
 from petomo.analysis.panels import bar_length
 from petomo.analysis.report import write_report
 from petomo.analysis.report_sections import PLANS, flat_rows
+from petomo.core.electron import defocus_in_words
 from petomo.core.errors import UserError
 from petomo.core.pose import Poses
 from petomo.io import artefacts
@@ -174,7 +175,7 @@ def test_scale_bars_are_round_and_about_a_quarter(width, bar):
      (float("nan"), "defocus unknown")],
 )  # fmt: skip
 def test_defocus_in_words(defocus, words):
-    assert figures.defocus_in_words(defocus) == words
+    assert defocus_in_words(defocus) == words
 
 
 def test_slices_lie_at_the_origin_and_keep_the_axes_apart():

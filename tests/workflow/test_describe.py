@@ -3,7 +3,8 @@ import pytest
 
 from petomo.core.dataset import ArraySource, FourDSTEM, TiltSeries
 from petomo.workflow.config import Config
-from petomo.workflow.describe import defocus_in_words, facts, probe_diameter, sentences
+from petomo.workflow.describe import defocus_sentence, facts, probe_diameter, sentences
+from petomo.workflow.grids import plan_grids
 
 
 def series(defocus=100.0, step=(1.0, 2.0)):
@@ -29,19 +30,20 @@ def test_derived_numbers():
         np.hypot(1.22 * 0.0196875 / 0.02, 4.0), rel=1e-4
     )
     assert numbers["probe_overlap"] == pytest.approx(1 - 2 / numbers["probe_diameter_angstrom"])
-    assert numbers["volume_shape"] == [16, 6, 16], "z as wide as the larger side of 3 x 8 A"
+    assert numbers["volume_shape"] == [12, 20, 28], "z as wide as the larger side of 2 x 6 A; margins aside"
+    assert numbers["volume_shape"] == list(plan_grids(series(), Config()).volume_shape)
 
 
 def test_the_sign_of_a_defocus_is_said_in_words():
-    assert defocus_in_words(60) == (
+    assert defocus_sentence(60) == (
         "60 A underfocus (C10 = -60 A): the beam crosses over after the specimen's centre plane"
     )
-    assert defocus_in_words(-60) == (
+    assert defocus_sentence(-60) == (
         "60 A overfocus (C10 = 60 A): the beam crosses over before the specimen's centre plane"
     )
-    assert defocus_in_words(0.0).startswith("in focus")
-    assert defocus_in_words(None).startswith("defocus unknown")
-    assert defocus_in_words(float("nan")).startswith("defocus unknown")
+    assert defocus_sentence(0.0).startswith("in focus")
+    assert defocus_sentence(None).startswith("defocus unknown")
+    assert defocus_sentence(float("nan")).startswith("defocus unknown")
 
 
 def test_lines_for_people():
@@ -62,3 +64,16 @@ def test_lines_for_people():
 
 def test_a_focused_probe_is_as_wide_as_diffraction_makes_it():
     assert probe_diameter(None, 20.0, 3e5) == probe_diameter(0.0, 20.0, 3e5) == pytest.approx(1.201, rel=1e-3)
+
+
+def test_memory_counts_what_grows():
+    def needed(*names, **sections):
+        return facts(series(), Config(**{n: sections[n] for n in names} if names else {}))["memory_bytes"]
+
+    small = needed()
+    volume = 4 * np.prod(facts(series(), Config())["volume_shape"])
+    patterns = 2 * 12 * 50 * 50 * 4
+    assert small > 4 * volume + patterns
+    assert needed("end_to_end", end_to_end={"absorption": True}) - small == pytest.approx(4 * volume)
+    assert needed("volume", volume={"shape": [100, 200, 300]}) > 16 * 6e6
+    assert needed("compute", compute={"precision": "float64"}) - small > 4 * volume

@@ -10,17 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from petomo.analysis.panels import COLOURS, bar_length, colourbar, grid, label, plain_log, scale_bar, title
+from petomo.core.electron import defocus_in_words
 
 _SHOWN_TILTS = 6
-
-
-def defocus_in_words(defocus: float | None) -> str:
-    """Defocus in angstrom (positive = underfocus) with its sign as a word."""
-    if defocus is None or not np.isfinite(defocus):
-        return "defocus unknown"
-    if round(abs(defocus), 1) == 0:
-        return "in focus"
-    return f"{abs(defocus):.4g} Å {'underfocus' if defocus > 0 else 'overfocus'}"
 
 
 def spread(count: int, shown: int = _SHOWN_TILTS) -> list[int]:

@@ -12,6 +12,7 @@ import numpy as np
 from petomo.analysis import figures, volume_figures
 from petomo.analysis.panels import as_data_uri
 from petomo.analysis.resolution import fourier_shell_correlation, taper
+from petomo.core.electron import defocus_in_words
 from petomo.io import artefacts
 from petomo.io.metrics import read_metrics
 from petomo.io.volumes import read_mrc
@@ -73,7 +74,7 @@ def in_words(key: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float, list, tuple)):
         return str(value)
     if isinstance(value, (int, float)):
-        return figures.defocus_in_words(value) if "defocus" in key else f"{value:.6g}"
+        return defocus_in_words(value) if "defocus" in key else f"{value:.6g}"
     if len(value) <= _LISTED:
         return ", ".join(in_words(key, item) for item in value)
     if all(isinstance(item, (int, float)) for item in value):
@@ -113,7 +114,7 @@ def _bright_field(run: Path) -> Content:
             f"{a['C12_angstrom']:.3g} Å at {a.get('phi12_degree', 0):.0f}°" if "C12_angstrom" in a else "-"
         )
         rotation = f"{a['scan_rotation_degree']:.2f}°" if "scan_rotation_degree" in a else "-"
-        words = figures.defocus_in_words(a.get("defocus_angstrom"))
+        words = defocus_in_words(a.get("defocus_angstrom"))
         rows.append((str(number), str(a.get("method", "-")), words, astigmatism, rotation))
     reasons = list(dict.fromkeys(str(a["reason"]) for _, a in tilts if a.get("reason")))
     caption = "Phase from the bright-field disk alone, before any iteration."
@@ -129,8 +130,11 @@ def _probes(run: Path) -> Content:
     probes = artefacts.read_probes(run / "probes.h5")
     modes = [m.numpy() for m in probes.modes]
     known = [d for d in probes.defocus if np.isfinite(d)]
-    words = figures.defocus_in_words
-    lines = [f"Fitted defocus at z = 0: {words(min(known))} to {words(max(known))}."] if known else []
+    lines = (
+        [f"Fitted defocus at z = 0: {defocus_in_words(min(known))} to {defocus_in_words(max(known))}."]
+        if known
+        else []
+    )
     caption = "Real space; hue is the phase, brightness the root of the amplitude; percent of the intensity."
     figure = figures.probe_modes(modes, probes.pixel_size, probes.defocus)
     return Content(pictures=[_picture(figure, caption)], lines=lines)

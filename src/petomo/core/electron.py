@@ -31,3 +31,12 @@ def interaction_constant(energy_ev: float) -> float:
 def mrad_to_inverse_angstrom(angle_mrad: float, energy_ev: float) -> float:
     """Spatial frequency q = alpha / lambda in 1/angstrom of a scattering angle."""
     return angle_mrad * 1e-3 / wavelength(energy_ev)
+
+
+def defocus_in_words(defocus: float | None, unit: str = "Å") -> str:
+    """A defocus in angstrom (positive = underfocus) with its sign as a word."""
+    if defocus is None or not math.isfinite(defocus):
+        return "defocus unknown"
+    if round(abs(defocus), 1) == 0:
+        return "in focus"
+    return f"{abs(defocus):.4g} {unit} {'underfocus' if defocus > 0 else 'overfocus'}"

@@ -56,14 +56,18 @@ def aberration_phase(
             f"unknown aberration {unknown[0]!r}; known are {', '.join(ABERRATIONS)} and angles phi12 ..."
         )
     alpha2 = wavelength**2 * (qy**2 + qx**2)
-    azimuth = torch.atan2(qy.expand(alpha2.shape), qx.expand(alpha2.shape))
+    azimuth = None  # slow, and round aberrations do without
     chi = torch.zeros_like(alpha2)
     for name, (n, m) in ABERRATIONS.items():
         value = coefficients.get(name, 0.0)
         if isinstance(value, float | int) and value == 0:
             continue
-        angle = coefficients.get(name.replace("C", "phi"), 0.0)
-        chi = chi + value * alpha2 ** ((n + 1) / 2) * torch.cos(m * (azimuth - angle)) / (n + 1)
+        term = value * alpha2 ** ((n + 1) / 2) / (n + 1)
+        if m:
+            if azimuth is None:
+                azimuth = torch.atan2(qy.expand(alpha2.shape), qx.expand(alpha2.shape))
+            term = term * torch.cos(m * (azimuth - coefficients.get(name.replace("C", "phi"), 0.0)))
+        chi = chi + term
     return 2 * math.pi / wavelength * chi
 
 

@@ -7,45 +7,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from petomo.core.dataset import TiltSeries
-from petomo.core.electron import mrad_to_inverse_angstrom, wavelength
+from petomo.core.electron import defocus_in_words, mrad_to_inverse_angstrom, wavelength
+from petomo.physics.multislice import default_chunk
 from petomo.workflow.config import Config
+from petomo.workflow.grids import CACHE_BYTES, Grids, plan_grids, slicing
 
 
-def defocus_in_words(defocus: float | None) -> str:
-    """A defocus in angstrom (positive = underfocus) with its sign spelt out."""
+def defocus_sentence(defocus: float | None) -> str:
+    """A defocus in angstrom (positive = underfocus) and what it means."""
+    words = defocus_in_words(defocus, unit="A")
     if defocus is None or math.isnan(defocus):
-        return "defocus unknown: the bright-field step searches for it"
-    if defocus == 0:
-        return "in focus at the specimen's centre plane"
-    if defocus > 0:
-        sign, where = "underfocus", "after"
-    else:
-        sign, where = "overfocus", "before"
-    return (
-        f"{abs(defocus):.4g} A {sign} (C10 = {-defocus:.4g} A): "
-        f"the beam crosses over {where} the specimen's centre plane"
-    )
+        return f"{words}: the bright-field step searches for it"
+    if round(abs(defocus), 1) == 0:
+        return f"{words} at the specimen's centre plane"
+    where = "after" if defocus > 0 else "before"
+    return f"{words} (C10 = {-defocus:.4g} A): the beam crosses over {where} the specimen's centre plane"
 
 
 def probe_diameter(defocus: float | None, semiangle_mrad: float, energy_ev: float) -> float:
     """Diameter of the probe at the specimen in angstrom: diffraction limit and defocus in quadrature."""
     alpha = semiangle_mrad * 1e-3
     return math.hypot(1.22 * wavelength(energy_ev) / alpha, 2 * abs(defocus or 0.0) * alpha)
-
-
-def volume_grid(
-    series: TiltSeries, config: Config
-) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
-    """Shape and voxel size (z, y, x) implied by the settings, or estimated from the scanned field."""
-    pixel = series[0].pixel_size
-    voxel = config.volume.voxel_angstrom
-    size = (voxel or min(pixel), voxel or pixel[0], voxel or pixel[1])
-    if config.volume.shape is not None:
-        return config.volume.shape, size
-    field = [max(tilt.scan_shape[axis] * tilt.scan_step[axis] for tilt in series) for axis in (0, 1)]
-    thickness = config.volume.thickness_angstrom or max(field)
-    z, y, x = (math.ceil(length / s) for length, s in zip((thickness, *field), size, strict=True))
-    return (z, y, x), size
 
 
 def facts(series: TiltSeries, config: Config, electrons: Sequence[float] | None = None) -> dict[str, Any]:
@@ -64,7 +46,7 @@ def facts(series: TiltSeries, config: Config, electrons: Sequence[float] | None 
     lam = wavelength(first.energy_ev)
     disk = mrad_to_inverse_angstrom(first.semiangle_mrad, first.energy_ev)
     k_max = min(n // 2 * dk for n, dk in zip(first.pattern_shape, first.detector_sampling, strict=True))
-    shape, voxel = volume_grid(series, config)
+    grids = plan_grids(series, config)
     angles = [math.degrees(tilt.stage_tilt) for tilt in series]
     diameter = probe_diameter(first.defocus, first.semiangle_mrad, first.energy_ev)
     out: dict[str, Any] = {
@@ -81,14 +63,14 @@ def facts(series: TiltSeries, config: Config, electrons: Sequence[float] | None 
         "k_max_per_angstrom": k_max,
         "k_max_mrad": k_max * lam * 1e3,
         "pixel_angstrom": list(first.pixel_size),
-        "voxel_angstrom": list(voxel),
-        "volume_shape": list(shape),
-        "nyquist_angstrom": 2 * max(voxel),
+        "voxel_angstrom": [grids.voxel] * 3,
+        "volume_shape": list(grids.volume_shape),
+        "nyquist_angstrom": 2 * grids.voxel,
         "defocus_angstrom": first.defocus,
         "probe_diameter_angstrom": diameter,
         "probe_overlap": 1 - max(first.scan_step) / diameter,
         "depth_of_field_angstrom": lam / (first.semiangle_mrad * 1e-3) ** 2,
-        "memory_bytes": _memory(series, config, math.prod(shape)),
+        "memory_bytes": _memory(series, config, grids),
     }
     if electrons is not None:
         doses = [count / tilt.scan_area for count, tilt in zip(electrons, series, strict=True)]
@@ -105,11 +87,22 @@ def tilt_lines(series: TiltSeries, numbers: dict[str, Any]) -> list[str]:
     ]
 
 
-def _memory(series: TiltSeries, config: Config, voxels: int) -> int:
-    """Rough peak: one tilt's patterns, and some ten copies of the volume in a solver."""
+def _memory(series: TiltSeries, config: Config, grids: Grids) -> int:
+    """Rough peak of the end-to-end stage in bytes.
+
+    The volume, its gradient, its momentum and its rotated copy; the counts that the reader keeps; all
+    slices and the waves of a chunk of patterns.
+    """
     number = 8 if config.compute.precision == "float64" else 4
-    patterns = max(len(tilt) for tilt in series) * math.prod(series[0].pattern_shape)
-    return number * (10 * voxels * (2 if config.end_to_end.absorption else 1) + 2 * patterns)
+    parts = 2 if config.end_to_end.absorption else 1
+    slices, _ = slicing(series, config, grids)
+    field, window = math.prod(grids.field), grids.window.shape
+    counts = sum(len(tilt) for tilt in series) * math.prod(window) * 4
+    if counts > CACHE_BYTES:
+        counts = config.end_to_end.batch_size * math.prod(window) * 4
+    chunk = default_chunk(window) * config.ptychography.probe_modes * math.prod(window)
+    waves = 2 * number * (chunk * (slices + 4) + 3 * slices * field)
+    return number * parts * 4 * math.prod(grids.volume_shape) + counts + waves
 
 
 def _times(values: Sequence[float]) -> str:
@@ -132,7 +125,7 @@ def sentences(numbers: dict[str, Any]) -> list[str]:
         f"real-space pixel {_times(numbers['pixel_angstrom'])} A",
         f"volume of about {_times(numbers['volume_shape'])} voxels (z y x) "
         f"of {voxel} A, finest period (Nyquist) {numbers['nyquist_angstrom']:.4g} A",
-        defocus_in_words(numbers["defocus_angstrom"]),
+        defocus_sentence(numbers["defocus_angstrom"]),
         f"probe about {numbers['probe_diameter_angstrom']:.3g} A wide at the specimen: "
         + (
             f"neighbours overlap by {overlap:.0%}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from petomo.core.dataset import TiltSeries
+from petomo.core.dataset import FourDSTEM, TiltSeries
 from petomo.core.electron import wavelength
 from petomo.core.errors import UserError
 from petomo.core.grid import Grid
@@ -17,6 +18,9 @@ from petomo.objectives.losses import LOSSES
 from petomo.physics.detector import detector_mask, to_fft_order
 from petomo.workflow.config import Config
 from petomo.workflow.context import RunContext
+
+#: Counts of a series are kept in memory up to this size.
+CACHE_BYTES = 2e9
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,16 @@ class Grids:
     window : Grid
         Probe grid ``y x``; its pixel is the voxel of all volumes.
     thickness : float
-        Extent of the volume along the beam in angstrom.
+        Extent of the specimen along the beam in angstrom; its slices cover just that.
+    depth : int
+        Voxels of the volume along the beam.
     field : (int, int)
         Lateral shape ``y x`` that holds every scan position and a margin for the probe.
     """
 
     window: Grid
     thickness: float
+    depth: int
     field: tuple[int, int]
 
     @property
@@ -45,14 +52,14 @@ class Grids:
     @property
     def volume_shape(self) -> tuple[int, int, int]:
         """``z y x``."""
-        return (next_fast_len(round(self.thickness / self.voxel)), *self.field)
+        return (self.depth, *self.field)
 
 
 def plan_grids(series: TiltSeries, config: Config) -> Grids:
     """Grids for a series.
 
     The voxel is the detector's real-space pixel, or finer if asked for (the detector is then extended
-    virtually); square voxels are made from other detectors in the same way.
+    virtually by whole pixels); square voxels are made from other detectors in the same way.
 
     Raises
     ------
@@ -60,24 +67,54 @@ def plan_grids(series: TiltSeries, config: Config) -> Grids:
         If the voxel asked for is coarser than the detector allows.
     """
     first = series[0]
-    natural = min(first.pixel_size)
-    voxel = config.volume.voxel_angstrom or natural
-    shape = tuple(round(1 / (voxel * d)) for d in first.detector_sampling)
-    if any(n < m for n, m in zip(shape, first.pattern_shape, strict=True)):
-        raise UserError(
-            f"volume.voxel_angstrom is {voxel:g}, coarser than the detector's real-space pixel of {natural:.4g} "
-            "angstrom; leave it out, or give a smaller one"
-        )
+    shape = _detector_shape(first, config.volume.voxel_angstrom)
     voxel = 1 / (shape[0] * first.detector_sampling[0])
-    margin = 2 * _probe_radius(series) + 3.0
+    extent = [max(2 * float(t.positions()[:, axis].abs().max()) for t in series) for axis in (1, 0)]
     if config.volume.shape is not None:
-        _, *field = config.volume.shape
-        thickness = config.volume.shape[0] * voxel
-    else:
-        extent = [max(2 * float(t.positions()[:, axis].abs().max()) for t in series) for axis in (1, 0)]
-        field = [next_fast_len(round((length + margin) / voxel)) for length in extent]
-        thickness = config.volume.thickness_angstrom or max(extent)
-    return Grids(Grid(shape, voxel), thickness, (field[0], field[1]))
+        depth, height, width = config.volume.shape
+        return Grids(Grid(shape, voxel), depth * voxel, depth, (height, width))
+    margin = 2 * _probe_radius(series) + 3.0
+    height, width = (_voxels(length + margin, voxel) for length in extent)
+    thickness = config.volume.thickness_angstrom or max(*extent, voxel)
+    return Grids(Grid(shape, voxel), thickness, _voxels(thickness, voxel), (height, width))
+
+
+def _voxels(length: float, voxel: float) -> int:
+    """About ``length / voxel``, a number that FFTs like."""
+    return int(next_fast_len(max(1, round(length / voxel))))  # pyright: ignore[reportArgumentType]
+
+
+def _detector_shape(tilt: FourDSTEM, voxel: float | None) -> tuple[int, int]:
+    """Shape ``(ky, kx)`` of the model's detector: at least the recorded one, and the same pixel both ways."""
+    (dy, dx), recorded = tilt.detector_sampling, tilt.pattern_shape
+    wanted = 1 / (voxel or min(tilt.pixel_size))  # width of the detector in 1/angstrom
+    if any(round(wanted / d) < n for d, n in zip((dy, dx), recorded, strict=True)):
+        raise UserError(
+            f"volume.voxel_angstrom is {voxel:g}, coarser than the detector's real-space pixel of "
+            f"{min(tilt.pixel_size):.4g} angstrom; leave it out, or give a smaller one"
+        )
+
+    def squareness(n: int) -> float:
+        return abs(round(n * dy / dx) * dx / (n * dy) - 1)
+
+    # detector pixels that are not square seldom fit at once: the first extension that fits to a thousandth
+    start = round(wanted / dy)
+    rows = [n for n in range(start, 2 * start + 1) if round(n * dy / dx) >= recorded[1]]
+    best = next((n for n in rows if squareness(n) < 1e-3), min(rows, key=squareness))
+    return best, round(best * dy / dx)
+
+
+def slicing(series: TiltSeries, config: Config, grids: Grids) -> tuple[int, float]:
+    """Count and thickness of the slices of the end-to-end model.
+
+    Without a setting a slice is a third of ``1 / (lambda k_max^2)``, the depth over which the highest
+    recorded frequency dephases.
+    """
+    settings, data = config.end_to_end, series[0]
+    k_max = max(0.5 / p for p in data.pixel_size)
+    wanted = settings.slice_thickness_angstrom or 1 / (3 * wavelength(data.energy_ev) * k_max**2)
+    count = settings.slices or max(1, math.ceil(grids.thickness / wanted))
+    return count, grids.thickness / count
 
 
 def _probe_radius(series: TiltSeries) -> float:
@@ -93,7 +130,11 @@ class PatternReader:
     """
 
     def __init__(
-        self, series: TiltSeries, window: tuple[int, ...], device: torch.device, cache_bytes: float = 2e9
+        self,
+        series: TiltSeries,
+        window: tuple[int, ...],
+        device: torch.device,
+        cache_bytes: float = CACHE_BYTES,
     ):
         self.series, self.window, self.device = series, (window[0], window[1]), device
         size = sum(len(t) * window[0] * window[1] * 4 for t in series)

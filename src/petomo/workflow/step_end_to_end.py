@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from petomo.algorithms.descent import reconstruct
 from petomo.algorithms.descent_options import DescentOptions, Schedule
-from petomo.core.electron import wavelength
 from petomo.io.artefacts import (
     read_poses,
     read_positions,
@@ -29,7 +27,15 @@ from petomo.physics.detector import from_fft_order
 from petomo.physics.multislice import MultisliceOptics
 from petomo.physics.resample import SliceGeometry
 from petomo.workflow.context import RunContext
-from petomo.workflow.grids import Grids, PatternReader, complex_dtype, make_loss, plan_grids, real_dtype
+from petomo.workflow.grids import (
+    Grids,
+    PatternReader,
+    complex_dtype,
+    make_loss,
+    plan_grids,
+    real_dtype,
+    slicing,
+)
 from petomo.workflow.step_ptychography import defoci, to_schedule
 
 STAGE = "end_to_end"
@@ -54,24 +60,11 @@ def end_to_end(context: RunContext) -> None:
     _write_patterns(context, model, reader, loss)
 
 
-def slicing(context: RunContext, grids: Grids) -> tuple[int, float]:
-    """Slice count and thickness.
-
-    Without a setting a slice is a third of ``1 / (lambda k_max^2)``, the depth over which the highest
-    recorded frequency dephases.
-    """
-    settings, data = context.config.end_to_end, context.series[0]
-    k_max = max(0.5 / p for p in data.pixel_size)
-    wanted = settings.slice_thickness_angstrom or 1 / (3 * wavelength(data.energy_ev) * k_max**2)
-    count = settings.slices or max(1, math.ceil(grids.thickness / wanted))
-    return count, grids.thickness / count
-
-
 def build_model(context: RunContext, grids: Grids) -> PtychoTomography:
     """Model with an empty volume and the artefacts of the stages before."""
     config, energy = context.config, context.series[0].energy_ev
     folder = context.inputs(STAGE, "poses.json", "probes.h5", "positions.h5")
-    count, thickness = slicing(context, grids)
+    count, thickness = slicing(context.series, config, grids)
     geometry = TomographyGeometry(
         SliceGeometry(count, thickness, grids.field, grids.voxel),
         MultisliceOptics(grids.window, energy, thickness),

@@ -90,7 +90,8 @@ def is_isolated(flat: Tensor, weights: Tensor, pixel_size: float) -> bool:
     """
     for image, weight in zip(flat.cpu().numpy(), weights.cpu().numpy(), strict=True):
         valid = weight > 0
-        rim = valid & ~scipy.ndimage.binary_erosion(valid, iterations=max(1, round(1 / pixel_size)))
+        inner = scipy.ndimage.binary_erosion(valid, iterations=max(1, round(1 / pixel_size)))
+        rim = valid & np.logical_not(inner)
         if (image > 0)[rim].mean() > _TOUCHING:
             return False
     return True

@@ -68,8 +68,11 @@ def refine_geometry(
         gradient = gradient + (known @ shared[..., None])[..., 0]
         _move(model, tilt, shared)
     if options.positions.active(iteration):
+        # a loss of curvature c is 2 / c times the log-likelihood of counts (amplitudes have variance 1/4)
         prior = curvature / 4 / options.prior_angstrom**2
-        _move(model, tilt, single_steps(known, gradient, prior).clamp(-0.1, 0.1) * options.positions.step)
+        stray = stray_positions(model.positions[tilt].data, model.scan(tilt))
+        step = single_steps(known, gradient + prior * stray, prior).clamp(-0.1, 0.1)
+        _move(model, tilt, step * options.positions.step)
 
 
 def _turn(model: PtychoTomography, tilt: int, known: Tensor, gradient: Tensor, angle_gradient: Tensor, step):
@@ -161,6 +164,14 @@ def affine_basis(positions: Tensor) -> Tensor:
     return rows.view(-1, 2, 6)
 
 
+def stray_positions(positions: Tensor, scan: Tensor) -> Tensor:
+    """What is left of positions ``(k, 2)`` after the best affine map of the nominal scan."""
+    basis = affine_basis(scan.double()).reshape(-1, 6)
+    flat = positions.double().reshape(-1, 1)
+    fit = basis @ torch.linalg.lstsq(basis, flat).solution
+    return (flat - fit).view(-1, 2).to(positions.dtype)
+
+
 def pooled_step(basis: Tensor, curvature: Tensor, gradient: Tensor, damping: float = 1e-3) -> Tensor:
     """Least-squares motion shared by all positions of a tilt.
 
@@ -195,8 +206,8 @@ def single_steps(curvature: Tensor, gradient: Tensor, prior: float, damping: flo
     Parameters
     ----------
     prior : float
-        Precision added to the curvature (loss units per square angstrom): keeps positions that see
-        only vacuum from wandering.
+        Precision added to the curvature (loss units per square angstrom); its pull belongs into the
+        gradient, and keeps positions that see only vacuum from wandering.
     """
     eye = torch.eye(2, dtype=curvature.dtype, device=curvature.device)
     typical = curvature.diagonal(dim1=-2, dim2=-1).mean()

@@ -211,7 +211,7 @@ def _outer_iteration(problem: _Problem, state: dict[str, Any]) -> Status:
     options, stage, poses = problem.options, problem.options.stages[state["stage"]], _unpack(state)
     images, weights, _, pixel = problem.level(stage.pixel)
     geometry = ProjectionGeometry(
-        Grid(tuple(state["volume"].shape), pixel), tuple(images.shape[-2:]), problem.scale
+        Grid(tuple(state["volume"].shape), pixel), (images.shape[-2], images.shape[-1]), problem.scale
     )
     tomography = TomographyOptions(options.inner_iterations, fit_offsets=True, support=state["support"])
     begin = {"volume": state["volume"], "norm": state["norm"]}

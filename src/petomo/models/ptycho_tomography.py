@@ -57,6 +57,8 @@ class PtychoTomography(nn.Module):
         Slices and optics.
     absorption : Tensor, optional
         Imaginary part of the potential in volts.
+    scan : list of Tensor, optional
+        Nominal scan positions; default: ``positions``.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class PtychoTomography(nn.Module):
         positions: Sequence[Tensor],
         geometry: TomographyGeometry,
         absorption: Tensor | None = None,
+        scan: list[Tensor] | None = None,
     ):
         super().__init__()
         real = volume.dtype
@@ -76,6 +79,8 @@ class PtychoTomography(nn.Module):
         self.absorption = None if absorption is None else nn.Parameter(absorption.clone())
         self.probes = nn.ParameterList([p.clone() for p in probes])
         self.positions = nn.ParameterList([p.to(real).clone() for p in positions])
+        for tilt, nominal in enumerate(scan or positions):
+            self.register_buffer(f"scan_{tilt}", nominal.to(real).clone())
         # angles and shifts stay in double precision: their steps are small against their values
         self.angles = nn.Parameter(torch.stack([poses.phi, poses.theta, poses.psi], dim=-1).to(torch.float64))
         self.tau = nn.Parameter(poses.tau.to(torch.float64).clone())
@@ -84,6 +89,10 @@ class PtychoTomography(nn.Module):
     def pixel_size(self) -> float:
         """Voxel of the volume and pixel of the probes in angstrom."""
         return self.geometry.slices.voxel
+
+    def scan(self, tilt: int) -> Tensor:
+        """Nominal scan positions ``(k, 2)``, from which the refined ones should not stray without reason."""
+        return self.get_buffer(f"scan_{tilt}")
 
     def lipschitz(self, fluence: float) -> float:
         """Bound on the curvature of the amplitude loss in the volume for this many electrons a pixel.

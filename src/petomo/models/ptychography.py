@@ -40,6 +40,11 @@ class Ptychography(nn.Module):
         self.absorption = None if absorption is None else nn.Parameter(absorption.clone())
         self.probes = nn.ParameterList([probe.clone()])
         self.positions = nn.ParameterList([positions.to(volume.dtype).clone()])
+        self.register_buffer("scan_0", positions.to(volume.dtype).clone())
+
+    def scan(self, tilt: int) -> Tensor:
+        """Nominal scan positions ``(k, 2)``, from which the refined ones should not stray without reason."""
+        return self.get_buffer(f"scan_{tilt}")
 
     def lipschitz(self, fluence: float) -> float:
         """Bound on the curvature of the amplitude loss in the object for this many electrons a pixel."""

@@ -72,10 +72,10 @@ def build_model(context: RunContext, grids: Grids) -> PtychoTomography:
     )
     poses, _ = read_poses(folder / "poses.json")
     probes = [p.to(complex_dtype(config)) for p in read_probes(folder / "probes.h5").modes]
-    positions, _ = read_positions(folder / "positions.h5")
+    positions, scan = read_positions(folder / "positions.h5")
     volume = torch.zeros(grids.volume_shape, dtype=real_dtype(config))
     absorption = torch.zeros_like(volume) if config.end_to_end.absorption else None
-    model = PtychoTomography(volume, poses, probes, positions, geometry, absorption)
+    model = PtychoTomography(volume, poses, probes, positions, geometry, absorption, scan)
     return model.to(context.device)
 
 

@@ -37,14 +37,13 @@ def downsample(images: Tensor, factor: int) -> Tensor:
         half = n // 2 // factor  # whole blocks before the origin's block
         after = (n - 1 - n // 2) // factor
         count = 2 * min(half, after) + 1
-        taps = range(-(factor // 2), factor // 2 + 1)
-        ends = 0.5 if factor % 2 == 0 else 1.0
-        total = 0
-        for tap in taps:
-            index = (torch.arange(count, device=images.device) - count // 2) * factor + n // 2 + tap
-            part = images.index_select(dim, index.clamp(0, n - 1))
-            total = total + part * (ends if abs(tap) == factor // 2 else 1.0)
-        images = total / factor
+        centres = (torch.arange(count, device=images.device) - count // 2) * factor + n // 2
+        blocks = []
+        for tap in range(-(factor // 2), factor // 2 + 1):
+            rim = factor % 2 == 0 and abs(tap) == factor // 2
+            part = images.index_select(dim, (centres + tap).clamp(0, n - 1))
+            blocks.append(0.5 * part if rim else part)
+        images = torch.stack(blocks).sum(0) / factor
     return images
 
 

@@ -69,7 +69,7 @@ def end_to_end_problem(
     count = len(tilts)
     theta = torch.tensor(tilts, dtype=torch.float64)
     poses = Poses(
-        0.02 * torch.cos(3 * theta), theta, 0.05 + 0.1 * theta, torch.stack([0.3 * theta, 0.2 - theta], -1)
+        0.02 * torch.cos(3 * theta), theta, 0.05 + 0.1 * theta, torch.stack([0.3 * theta, 0.27 - theta], -1)
     )
     grid = Grid(window, VOXEL)
     geometry = TomographyGeometry(

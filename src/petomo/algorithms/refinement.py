@@ -196,7 +196,7 @@ def pooled_step(basis: Tensor, curvature: Tensor, gradient: Tensor, damping: flo
 def damped_solve(normal: Tensor, right: Tensor, damping: float) -> Tensor:
     """Levenberg-Marquardt step ``(H + damping diag H)^-1 g``, zero where nothing is known."""
     diagonal = normal.diagonal(dim1=-2, dim2=-1)
-    floor = diagonal.amax(-1, keepdim=True).clamp_min(1e-30) * 1e-9
+    floor = diagonal.amax(-1, keepdim=True).clamp_min(1e-20) * 1e-9
     return torch.linalg.solve(normal + torch.diag_embed(damping * diagonal + floor), right)
 
 

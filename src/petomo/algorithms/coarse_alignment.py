@@ -233,6 +233,7 @@ def coarse_poses(
     resolution : float
         Finest detail of the common lines used, angstrom.
     """
+    images, weights = images.cpu(), weights.cpu()
     flat = flatten_background(images, weights, pixel_size, threshold)
     isolated = is_isolated(flat, weights, pixel_size)
     vacuum = weights * (flat <= 0) if isolated else weights

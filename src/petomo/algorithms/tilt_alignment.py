@@ -111,7 +111,8 @@ class _Problem:
         factor = max(1, math.floor(pixel / self.pixel_size + 1e-6))
         weights = downsample(self.weights, factor)
         images = downsample(self.images * self.weights, factor) / weights.clamp_min(1e-6)
-        return images, weights, downsample(self.flat, factor), self.pixel_size * factor
+        covered = downsample((self.flat > 0).to(self.flat), factor) > 0.5
+        return images, weights, downsample(self.flat, factor) * covered, self.pixel_size * factor
 
 
 def align(

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool3d
 
 from petomo.algorithms.status import Status
+from petomo.core.grid import Grid
 from petomo.core.pose import Poses, rotation_matrices
 
 
@@ -36,7 +37,7 @@ class BundleOptions:
     angle_step : float
         Adam step in radian.
     sparsity : float
-        L1 of the blob weights, as a share of the mean squared gradient scale; removes blobs that explain noise.
+        L1 of the blob weights; removes blobs that explain noise.
     affine : bool
         Let the scan of every tilt be stretched and sheared a little (rotation is psi's).
     affine_prior : float
@@ -49,7 +50,7 @@ class BundleOptions:
     width_angstrom: float = 0.4
     blob_step: float = 0.02
     shift_step: float = 0.02
-    angle_step: float = 5e-4
+    angle_step: float = 2e-3
     sparsity: float = 0.02
     affine: bool = True
     affine_prior: float = 0.01
@@ -72,12 +73,13 @@ def find_blobs(
     distance : float
         No two closer than this, in angstrom.
     threshold : float
-        Least height.
+        Least height, not below zero.
 
     Returns
     -------
     points : Tensor
-        ``(n, 3)`` as (x, y, z) in angstrom, origin at ``n // 2``, sub-voxel by parabolas.
+        ``(n, 3)`` as (x, y, z) in angstrom, origin at ``n // 2``, sub-voxel by parabolas through the
+        logarithm, which is exact for Gaussians.
     heights : Tensor
         ``(n,)``.
     """
@@ -93,8 +95,9 @@ def find_blobs(
     for axis in range(3):
         step = torch.zeros(3, dtype=index.dtype, device=index.device)
         step[axis] = 1
-        low, high = volume[tuple((index - step).T)], volume[tuple((index + step).T)]
-        bend = (low - 2 * heights + high).clamp_max(-1e-12)
+        low, high = (volume[tuple((index + side * step).T)] / heights for side in (-1, 1))
+        low, high = (side.clamp_min(1e-3).double().log() for side in (low, high))
+        bend = (low + high).clamp_max(-1e-12)
         points[:, axis] += (0.5 * (low - high) / bend).clamp(-0.5, 0.5)
     centre = torch.tensor([n // 2 for n in volume.shape], dtype=torch.float64, device=volume.device)
     return ((points - centre) * voxel).flip(-1), heights
@@ -159,19 +162,38 @@ def adjust(
     Yields
     ------
     Status
-        ``state`` holds ``points``, ``weights``, ``widths``, ``angles``, ``tau``, ``affine`` (tilt, 3).
+        ``state`` is empty but for the last, which holds ``points``, ``weights``, ``width`` (logarithm of the
+        standard deviation), ``angles``, ``tau``, ``affine`` (tilt, 3).
     """
-    dtype = torch.float32
-    data, mask = projections.to(dtype), mask.to(dtype)
-    y = (torch.arange(data.shape[1], dtype=dtype) - data.shape[1] // 2) * pixel_size
-    x = (torch.arange(data.shape[2], dtype=dtype) - data.shape[2] // 2) * pixel_size
-    norm = mask.sum((1, 2)).clamp_min(1)
+    data, mask = projections.float(), mask.to(projections.device, torch.float32)
+    like = {"dtype": data.dtype, "device": data.device}
+    y, x = (Grid(data.shape[1:], pixel_size).coordinates(axis, **like) for axis in (0, 1))
     scale = float(((data**2 * mask).sum() / mask.sum()).sqrt())
-    bundle = _Bundle(
-        points.to(dtype), torch.full((len(points),), scale, dtype=dtype), poses, options.width_angstrom
+    weights = torch.full((len(points),), scale, **like)
+    bundle = _Bundle(points.to(**like), weights, poses, options.width_angstrom)
+    optimiser = torch.optim.Adam(_groups(bundle, options, scale), betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda i: 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, i / options.iterations)))
     )
-    nominal = poses.theta.to(dtype)
-    groups = [
+    nominal = poses.theta.to(**like)
+    narrow, wide = math.log(options.width_angstrom / 2), math.log(options.width_angstrom * 1.6)
+    for iteration in range(options.iterations):
+        optimiser.zero_grad()
+        misfit = _misfit(bundle(x, y), data, mask) / scale**2
+        (misfit + _penalty(bundle, nominal, options, scale)).backward()
+        optimiser.step()
+        schedule.step()
+        with torch.no_grad():
+            bundle.weights.clamp_(min=0)
+            bundle.width.clamp_(narrow, wide)
+            _centre(bundle)
+        last = iteration + 1 == options.iterations
+        yield Status(iteration + 1, float(misfit.detach()), state=_result(bundle) if last else {})
+
+
+def _groups(bundle: _Bundle, options: BundleOptions, scale: float) -> list[dict]:
+    """What Adam moves, and how far a step."""
+    return [
         {"params": [bundle.points], "lr": options.blob_step},
         {"params": [bundle.weights], "lr": 0.05 * scale},
         {"params": [bundle.width], "lr": 0.01},
@@ -179,40 +201,33 @@ def adjust(
         {"params": [bundle.tau], "lr": options.shift_step},
         {"params": [bundle.affine], "lr": options.angle_step if options.affine else 0.0},
     ]
-    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, i / options.iterations)))
-    )
-    for iteration in range(options.iterations):
-        optimiser.zero_grad()
-        residual = data - bundle(x, y)
-        offset = (residual * mask).sum((1, 2)) / norm
-        misfit = ((residual - offset[:, None, None]) ** 2 * mask).sum() / norm.sum() / scale**2
-        prior = ((bundle.angles[:, 1] - nominal) ** 2).mean() + (bundle.angles[:, 0] ** 2).mean()
-        bent = bundle.affine - bundle.affine.mean(0)
-        penalty = 1e-3 * (prior / options.angle_prior**2 + (bent**2).mean() / options.affine_prior**2)
-        penalty = penalty + options.sparsity * bundle.weights.clamp_min(0).sum() / scale / len(points) * 0.05
-        (misfit + penalty).backward()
-        optimiser.step()
-        schedule.step()
-        with torch.no_grad():
-            bundle.weights.clamp_(min=0)
-            bundle.width.clamp_(math.log(options.width_angstrom / 2), math.log(options.width_angstrom * 1.6))
-            _centre(bundle)
-        state = {}
-        if iteration + 1 == options.iterations:
-            names = {"points", "weights", "width", "angles", "tau", "affine"}
-            state = {
-                k: v.detach().to(torch.float64).clone() for k, v in bundle.named_parameters() if k in names
-            }
-        yield Status(iteration + 1, float(misfit.detach()), state=state)
+
+
+def _misfit(model: Tensor, data: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error where the scan looked, one constant per tilt left free."""
+    residual, norm = data - model, mask.sum((1, 2)).clamp_min(1)
+    offset = (residual * mask).sum((1, 2)) / norm
+    return ((residual - offset[:, None, None]) ** 2 * mask).sum() / norm.sum()
+
+
+def _penalty(bundle: _Bundle, nominal: Tensor, options: BundleOptions, scale: float) -> Tensor:
+    """Priors of the angles and of the scans, and the blobs' sparsity."""
+    prior = ((bundle.angles[:, 1] - nominal) ** 2).mean() + (bundle.angles[:, 0] ** 2).mean()
+    bent = bundle.affine - bundle.affine.mean(0)
+    penalty = 1e-3 * (prior / options.angle_prior**2 + (bent**2).mean() / options.affine_prior**2)
+    return penalty + options.sparsity * bundle.weights.clamp_min(0).mean() / scale * 0.05
+
+
+def _result(bundle: _Bundle) -> dict[str, Tensor]:
+    return {k: v.detach().to("cpu", torch.float64).clone() for k, v in bundle.named_parameters()}
 
 
 def _centre(bundle: _Bundle):
     """Hold the gauge: no common stretch of the scans, which would only rescale the specimen."""
-    bundle.affine -= bundle.affine.mean(0)
+    bundle.affine.data -= bundle.affine.data.mean(0)
 
 
 def poses_of(state: dict) -> Poses:
     """Poses of the last `Status.state` of `adjust`."""
-    return Poses(*state["angles"].unbind(-1), state["tau"])
+    phi, theta, psi = state["angles"].unbind(-1)
+    return Poses(phi, theta, psi, state["tau"])

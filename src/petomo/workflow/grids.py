@@ -94,13 +94,13 @@ def _detector_shape(tilt: FourDSTEM, voxel: float | None) -> tuple[int, int]:
             f"{min(tilt.pixel_size):.4g} angstrom; leave it out, or give a smaller one"
         )
 
-    def squareness(n: int) -> float:
-        return abs(round(n * dy / dx) * dx / (n * dy) - 1)
+    def thousandths_off(n: int) -> int:
+        return max(1, round(1e3 * abs(round(n * dy / dx) * dx / (n * dy) - 1)))
 
-    # detector pixels that are not square seldom fit at once: the first extension that fits to a thousandth
+    # detector pixels that are not square seldom fit at once: the least extension that fits best
     start = round(wanted / dy)
     rows = [n for n in range(start, 2 * start + 1) if round(n * dy / dx) >= recorded[1]]
-    best = next((n for n in rows if squareness(n) < 1e-3), min(rows, key=squareness))
+    best = min(rows, key=lambda n: (thousandths_off(n), n))
     return best, round(best * dy / dx)
 
 

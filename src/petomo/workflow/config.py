@@ -96,9 +96,13 @@ class PtychographySettings(Section):
 class BundleSettings(Section):
     """Poses from sparse blobs that explain all projections together."""
 
-    rounds: NonNegativeInt = Field(default=2, description="linear tomography and fit, alternating; 0 = off")
+    rounds: NonNegativeInt = Field(default=3, description="linear tomography and fit, alternating; 0 = off")
     iterations: PositiveInt = Field(default=300, description="steps of a fit")
-    blobs: PositiveInt | None = Field(default=None, description="most blobs; null = from the volume")
+    blobs: PositiveInt = Field(default=4000, description="most blobs")
+    threshold: PositiveFloat = Field(
+        default=0.05, lt=1, description="lowest blob, as a share of the highest in the linear volume"
+    )
+    min_distance_angstrom: PositiveFloat = Field(default=1.2, description="nearest two blobs can start")
     width_angstrom: PositiveFloat = Field(default=0.4, description="first guess of a blob's width (sigma)")
     affine: bool = Field(default=True, description="let every scan be a little stretched and sheared")
 
@@ -106,11 +110,13 @@ class BundleSettings(Section):
 class AlignmentSettings(Section):
     """Step 2b: poses and a first volume from the projections (paper, Algorithm 2)."""
 
-    iterations: NonNegativeInt = Field(default=20, description="outer iterations")
-    inner_iterations: PositiveInt = Field(default=10, description="volume updates per outer iteration")
-    downsample: PositiveInt = Field(default=2, description="binning of the projections at the start")
+    iterations: NonNegativeInt = Field(
+        default=6, description="most outer iterations at each sampling; 0 = take the nominal poses"
+    )
+    inner_iterations: PositiveInt = Field(default=8, description="volume updates per outer iteration")
+    downsample: PositiveInt = Field(default=2, description="least binning of the projections")
     background_threshold: NonNegativeFloat = Field(
-        default=0.05, description="phases below this share of the maximum count as background"
+        default=0.1, lt=1, description="phases below this share of a projection's range are background"
     )
     refine: list[Literal["shifts", "theta", "phi", "psi"]] = Field(
         default=["shifts", "theta", "phi", "psi"], description="what the alignment may move"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from petomo.algorithms.bundle_adjustment import BundleOptions, adjust, find_blobs, poses_of
 from petomo.algorithms.linear_tomography import TomographyOptions, reconstruct_linear
+from petomo.algorithms.tilt_alignment import AlignmentOptions, AlignmentStage, align
 from petomo.core.grid import Grid
 from petomo.core.pose import Poses
 from petomo.io.artefacts import read_poses, read_positions, write_poses, write_positions
@@ -25,16 +26,19 @@ def alignment(context: RunContext) -> None:
     grids = plan_grids(series, config)
     projections = torch.from_numpy(read_mrc(folder / "projections.mrc")[0]).to(context.device)
     weights = scan_weights(context, grids)
-    names = [t.name for t in series]
+    positions, initial = read_positions(context.inputs(STAGE, "positions.h5") / "positions.h5")
     if config.alignment.poses is not None:
         poses = read_poses(config.alignment.poses)[0]
     else:
-        poses = _align(context, grids, projections, weights)
-        if config.alignment.bundle.rounds:
-            poses = _bundle(context, grids, projections, weights, poses)
+        saved = context.restore(STAGE) or {}
+        bundled = saved.get("bundle")
+        start = Poses.from_tilts(series.stage_tilts)
+        poses = start if bundled else _align(context, grids, projections, weights, saved.get("align"))
+        poses, distortion = _bundle(context, grids, projections, weights, poses, bundled)
+        write_positions(folder / "positions.h5", _undistort(positions, distortion), initial)
     volume = _linear_volume(grids, projections, weights, poses)
     write_mrc(folder / "volume_linear.mrc", volume.cpu().numpy(), grids.voxel)
-    write_poses(folder / "poses.json", poses, names)
+    write_poses(folder / "poses.json", poses, [t.name for t in series])
 
 
 def scan_weights(context: RunContext, grids: Grids) -> Tensor:
@@ -61,47 +65,88 @@ def _linear_volume(
     return reconstruct_linear(projections, poses, _geometry(grids), options, weights)
 
 
-def _align(context: RunContext, grids: Grids, projections: Tensor, weights: Tensor) -> Poses:
-    raise RuntimeError
+def _align(
+    context: RunContext, grids: Grids, projections: Tensor, weights: Tensor, saved: dict | None
+) -> Poses:
+    """Algorithm 2 from coarse to fine; goes on from ``saved``."""
+    options = _alignment_options(context, grids)
+    total = sum(stage.iterations for stage in options.stages)
+    if total == 0:
+        return Poses.from_tilts(context.series.stage_tilts)
+    status = None
+    solver = align(
+        projections, weights, context.series.stage_tilts, grids.voxel, options=options, state=saved
+    )
+    for status in solver:
+        context.iteration(
+            STAGE,
+            status.iteration,
+            total,
+            status.loss,
+            lambda s=status: {"part": "align", "align": s.state},
+            part="align",
+            **status.extras,
+        )
+    state = saved if status is None else status.state
+    assert state is not None  # a stage of the aligner yields at least once
+    return Poses(*(torch.as_tensor(state[name]) for name in ("phi", "theta", "psi", "tau")))
 
 
-def _bundle(context: RunContext, grids: Grids, projections: Tensor, weights: Tensor, poses: Poses) -> Poses:
-    """Sharpen the poses with sparse blobs; scans are freed of the distortion found along."""
+def _alignment_options(context: RunContext, grids: Grids) -> AlignmentOptions:
+    settings, finest = context.config.alignment, grids.voxel * context.config.alignment.downsample
+    stages = tuple(
+        AlignmentStage(
+            max(stage.pixel, finest),
+            tuple(name for name in stage.refine if name in settings.refine),
+            min(stage.iterations, settings.iterations),
+        )
+        for stage in AlignmentOptions().stages
+    )
+    return AlignmentOptions(
+        stages=stages,
+        inner_iterations=settings.inner_iterations,
+        threshold=settings.background_threshold,
+        thickness=grids.thickness,
+    )
+
+
+def _bundle(
+    context: RunContext, grids: Grids, projections: Tensor, weights: Tensor, poses: Poses, saved: dict | None
+) -> tuple[Poses, Tensor]:
+    """Sharpen the poses with sparse blobs; also gives the distortion of every scan, ``(tilt, 3)``."""
     settings = context.config.alignment.bundle
     options = BundleOptions(
         iterations=settings.iterations, width_angstrom=settings.width_angstrom, affine=settings.affine
     )
-    saved = context.restore(STAGE) or {}
     begin, distortion = 0, torch.zeros(len(poses), 3, dtype=torch.float64)
-    if saved.get("part") == "bundle":
-        begin, distortion = saved["round"], saved["affine"]
-        poses = Poses(*saved["angles"].unbind(-1), saved["tau"])
+    if saved:
+        begin, distortion = saved["round"], torch.as_tensor(saved["affine"])
+        poses = Poses(*torch.as_tensor(saved["angles"]).unbind(-1), torch.as_tensor(saved["tau"]))
     total = settings.rounds * settings.iterations
     for number in range(begin, settings.rounds):
-        volume = _linear_volume(grids, projections, weights, poses)
+        # a start for blobs: phi is small, and costs most of the time of a projection
+        level = poses.replace(phi=torch.zeros_like(poses.phi))
+        volume = _linear_volume(grids, projections, weights, level)
         Gaussian(grids.voxel, grids.voxel).filter_(volume)
-        most = settings.blobs or 4000
-        blobs, heights = find_blobs(volume, grids.voxel, most, 1.2, threshold=0.05 * float(volume.max()))
+        least = settings.threshold * float(volume.max())
+        blobs, _ = find_blobs(volume, grids.voxel, settings.blobs, settings.min_distance_angstrom, least)
         state = {}
         for status in adjust(projections, weights, grids.voxel, blobs, poses, options):
             state = status.state
-            if status.iteration % 25 == 0 or state:
+            if status.iteration % 25 == 0:
                 done = number * settings.iterations + status.iteration
                 context.iteration(STAGE, done, total, status.loss, part="bundle", blobs=len(blobs))
         poses, distortion = poses_of(state), state["affine"]
-        kept = {"part": "bundle", "round": number + 1, "affine": distortion, "tau": poses.tau,
-                "angles": torch.stack([poses.phi, poses.theta, poses.psi], -1)}  # fmt: skip
-        context.save(STAGE, kept)
-    _undistort(context, distortion)
-    return poses
+        angles = torch.stack([poses.phi, poses.theta, poses.psi], dim=-1)
+        done = {"round": number + 1, "affine": distortion, "tau": poses.tau, "angles": angles}
+        context.save(STAGE, {"part": "bundle", "bundle": done})
+    return poses, distortion
 
 
-def _undistort(context: RunContext, distortion: Tensor) -> None:
-    """Scan positions from what the scan coils were told to where the beam was."""
-    path = context.folder / "positions.h5"
-    positions, initial = read_positions(path)
+def _undistort(positions: list[Tensor], distortion: Tensor) -> list[Tensor]:
+    """Scan positions from where the coils were told to go to where the beam was."""
     out = []
     for p, (a, b, c) in zip(positions, distortion.double(), strict=True):
         matrix = torch.stack([torch.stack([1 + a, c]), torch.stack([c, 1 + b])])
         out.append(p.double() @ torch.linalg.inv(matrix).T)
-    write_positions(path, out, initial)
+    return out

@@ -19,6 +19,7 @@ from petomo.algorithms.refinement import refine_geometry
 from petomo.algorithms.status import Status
 from petomo.models.ptycho_tomography import PtychoTomography
 from petomo.models.ptychography import Ptychography
+from petomo.objectives.losses import Amplitude, Poisson
 from petomo.objectives.regularizers import Filter, Proximal, regularize_, regularize_gradient
 from petomo.physics.multislice import Loss
 from petomo.physics.probe import orthogonalise
@@ -74,6 +75,20 @@ def reconstruct(
                 probe.data.copy_(orthogonalise(probe.data))
         work.finished = iteration + 1
         yield Status(iteration + 1, total / count, {"step": work.scale(iteration)}, work.state())
+
+
+def noise_floor(model: Model, loss: Amplitude | Poisson, sample: int = 16) -> float:
+    """Mean loss per pattern that counting noise alone would leave if the model were right.
+
+    Taken at ``sample`` positions spread over every tilt.
+    """
+    floors = []
+    for tilt, positions in enumerate(model.positions):
+        index = torch.linspace(
+            0, len(positions) - 1, min(sample, len(positions)), device=positions.device
+        ).long()
+        floors.append(loss.noise_floor(model.predict(tilt, index)))
+    return float(torch.stack(floors).mean())
 
 
 class _Work:

@@ -20,6 +20,11 @@ def spread(count: int, shown: int = _SHOWN_TILTS) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, shown))})
 
 
+def stage_name(record: Mapping[str, Any]) -> str:
+    """Stage of a line of ``metrics.jsonl``, and which part of it where its loss is of another kind."""
+    return " ".join(str(record[key]) for key in ("stage", "part") if record.get(key))
+
+
 def loss_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss over iterations, one panel per stage, with its noise floor where one is known.
 
@@ -29,10 +34,10 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
         Lines of ``metrics.jsonl``: ``stage``, ``iteration``, ``loss``, optionally ``tilt``, ``noise_floor``.
     """
     records = [r for r in records if r.get("loss") is not None]
-    stages = list(dict.fromkeys(r["stage"] for r in records))
+    stages = list(dict.fromkeys(stage_name(r) for r in records))
     figure, axes = grid(len(stages), columns=3, width=3.2, height=2.6)
     for axis, stage in zip(axes, stages, strict=True):
-        mine = [r for r in records if r["stage"] == stage]
+        mine = [r for r in records if stage_name(r) == stage]
         tilts = list(dict.fromkeys(r.get("tilt") for r in mine))
         for tilt in tilts:
             curve = [r for r in mine if r.get("tilt") == tilt]
@@ -44,9 +49,9 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
                 lw=1.4 if len(tilts) == 1 else 0.9,
                 marker="." if len(curve) < 3 else None,
             )
-        floors = [r["noise_floor"] for r in mine if r.get("noise_floor") is not None]
-        if floors:
-            floor = float(np.mean(floors))
+        last = {r.get("tilt"): r["noise_floor"] for r in mine if r.get("noise_floor") is not None}
+        if last:
+            floor = float(np.mean(list(last.values())))
             axis.axhline(floor, color=COLOURS[1], ls="--", lw=1.2, label=f"noise floor {floor:.4g}")
             axis.legend(fontsize=8, frameon=False, loc="upper right")
         if all(r["loss"] > 0 for r in mine):

@@ -102,7 +102,7 @@ def _loss(run: Path) -> Content:
 def _by_stage(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     out: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
-        out.setdefault(str(record["stage"]), []).append(record)
+        out.setdefault(figures.stage_name(record), []).append(record)
     return out
 
 
@@ -116,13 +116,16 @@ def _bright_field(run: Path) -> Content:
         rotation = f"{a['scan_rotation_degree']:.2f}°" if "scan_rotation_degree" in a else "-"
         words = defocus_in_words(a.get("defocus_angstrom"))
         rows.append((str(number), str(a.get("method", "-")), words, astigmatism, rotation))
-    reasons = list(dict.fromkeys(str(a["reason"]) for _, a in tilts if a.get("reason")))
+    # reasons differ from tilt to tilt by numbers only: one for each method
+    reasons = list(
+        {str(a.get("method")): str(a["reason"]) for _, a in reversed(tilts) if a.get("reason")}.values()
+    )
     caption = "Phase from the bright-field disk alone, before any iteration."
     return Content(
         pictures=[_picture(figures.bright_field_images(tilts), caption)],
         header=("tilt", "method", "defocus", "astigmatism C12", "scan rotation"),
         rows=rows,
-        lines=reasons,
+        lines=list(reasons.values()),
     )
 
 

@@ -7,11 +7,12 @@ form `petomo.physics.multislice.multislice_loss` takes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.special import gammaln
+from scipy.stats import poisson
 from torch import Tensor
 
 
@@ -34,6 +35,7 @@ class Amplitude:
     curvature: ClassVar[float] = 2.0
 
     def __call__(self, intensity: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
+        """Value per pattern and its derivative in the model intensity, electrons ``(k, ky, kx)``."""
         model = (intensity + self.epsilon).sqrt_()
         residual = model - (measured + self.epsilon).sqrt_()
         if self.mask is not None:
@@ -42,9 +44,7 @@ class Amplitude:
 
     def noise_floor(self, expected: Tensor) -> Tensor:
         """Mean value per pattern of a perfect model of Poisson counts with these means."""
-        return _floor(
-            expected, self.mask, lambda n, lam: (np.sqrt(lam + self.epsilon) - np.sqrt(n + self.epsilon)) ** 2
-        )
+        return _floor(self, expected)
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Poisson:
     curvature: ClassVar[float] = 4.0
 
     def __call__(self, intensity: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
+        """Value per pattern and its derivative in the model intensity, electrons ``(k, ky, kx)``."""
         model, data = intensity + self.epsilon, measured + self.epsilon
         slope = 1 - data / model
         value = model - data - data * torch.log(model / data)
@@ -73,26 +74,28 @@ class Poisson:
 
     def noise_floor(self, expected: Tensor) -> Tensor:
         """Mean value per pattern of a perfect model of Poisson counts with these means."""
-
-        def deviance(n, lam):
-            model, data = lam + self.epsilon, n + self.epsilon
-            return model - data - data * np.log(model / data)
-
-        return _floor(expected, self.mask, deviance)
+        return _floor(self, expected)
 
 
-def _floor(expected: Tensor, mask: Tensor | None, term) -> Tensor:
-    """Expectation of ``term(n, lambda)`` over Poisson counts, by a table in lambda."""
-    grid = np.concatenate([[0.0], np.geomspace(1e-4, 2000.0, 400)])
-    table = np.empty_like(grid)
-    for i, lam in enumerate(grid):
-        width = 12 * np.sqrt(lam) + 12
-        n = np.arange(max(0, int(lam - width)), int(lam + width) + 1)
-        weight = np.exp(n * np.log(max(lam, 1e-300)) - lam - gammaln(n + 1)) if lam > 0 else (n == 0) * 1.0
-        table[i] = (weight * term(n, lam)).sum()
-    value = torch.as_tensor(np.interp(expected.detach().cpu().double().numpy(), grid, table))
-    if mask is not None:
-        value = value * mask.cpu()
+@lru_cache
+def _floor_table(kind: type, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    """Means, and the expectation of the loss of one pixel over Poisson counts with these means."""
+    means = np.concatenate([[0.0], np.geomspace(1e-4, 2000.0, 400)])
+    loss, table = kind(epsilon), np.empty_like(means)
+    for i, mean in enumerate(means):
+        width = 12 * np.sqrt(mean) + 12
+        counts = np.arange(max(0, int(mean - width)), int(mean + width) + 1)
+        pixels = torch.as_tensor(counts, dtype=torch.float64)[:, None, None]
+        value, _ = loss(torch.full_like(pixels, mean), pixels)
+        table[i] = (poisson.pmf(counts, mean) * value.numpy()).sum()
+    return means, table
+
+
+def _floor(loss: Amplitude | Poisson, expected: Tensor) -> Tensor:
+    means, table = _floor_table(type(loss), loss.epsilon)
+    value = torch.as_tensor(np.interp(expected.detach().cpu().double().numpy(), means, table))
+    if loss.mask is not None:
+        value = value * loss.mask.cpu()
     return value.sum((-2, -1)).mean()
 
 

@@ -158,11 +158,6 @@ class PatternReader:
         parts = [self(tilt, part).sum((1, 2)) for part in every.split(512)]
         return float(torch.cat(parts).mean())
 
-    def mean(self, tilt: int) -> Tensor:
-        """Mean pattern ``(ky, kx)``."""
-        every = torch.arange(len(self.series[tilt]))
-        return torch.stack([self(tilt, part).sum(0) for part in every.split(512)]).sum(0) / len(every)
-
 
 def make_loss(context: RunContext, grids: Grids, name: str):
     """The loss a stage's configuration names, blind beyond the recorded detector."""

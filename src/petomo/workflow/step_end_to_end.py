@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from petomo.algorithms.descent import reconstruct
+from petomo.algorithms.descent import noise_floor, reconstruct
 from petomo.algorithms.descent_options import DescentOptions, Schedule
 from petomo.io.artefacts import (
     read_poses,
@@ -47,11 +47,10 @@ def end_to_end(context: RunContext) -> None:
     loss = make_loss(context, grids, config.end_to_end.loss)
     reader = PatternReader(context.series, grids.window.shape, context.device)
     model = build_model(context, grids)
-    floor = _noise_floor(reader, loss, len(context.series))
     options, saved = descent_options(context), context.restore(STAGE) or {}
     whole = saved.get("whole")
     for status in reconstruct(model, reader, loss, options, _regularizers(context, grids, model), whole):
-        whole, extra = status.state, {"noise_floor": floor, **status.extras}
+        whole, extra = status.state, {"noise_floor": noise_floor(model, loss), **status.extras}
         context.iteration(
             STAGE, status.iteration, options.iterations, status.loss, lambda s=whole: {"whole": s}, **extra
         )
@@ -128,11 +127,6 @@ def _regularizer(r, voxel: float, model: PtychoTomography):
             if not bool(volume.any()):
                 return None  # nothing to outline yet
             return terms.Support(terms.specimen_support(volume, voxel, r.threshold, r.grow_angstrom))
-
-
-def _noise_floor(reader: PatternReader, loss, tilts: int) -> float:
-    """Mean loss per pattern that counting noise alone would leave."""
-    return sum(float(loss.noise_floor(reader.mean(t))) for t in range(tilts)) / tilts
 
 
 def _write(context: RunContext, grids: Grids, model: PtychoTomography, halves: list[Tensor]) -> None:

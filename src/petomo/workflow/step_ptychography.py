@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from petomo.algorithms.descent import reconstruct
+from petomo.algorithms.descent import noise_floor, reconstruct
 from petomo.algorithms.descent_options import DescentOptions, Schedule
 from petomo.io.artefacts import read_bright_field, write_positions, write_probes
 from petomo.io.volumes import write_stack
@@ -40,7 +40,6 @@ def ptychography(context: RunContext) -> None:
     for tilt in range(len(done), len(series)):
         model = _start(context, grids, reader, tilt)
         options = _options(context, tilt)
-        floor = float(loss.noise_floor(reader.mean(tilt)))
         terms = [L1Real(config.ptychography.sparsity), NonNegative()]
         for status in reconstruct(model, lambda _, i, t=tilt: reader(t, i), loss, options, terms, inner):
             context.iteration(
@@ -50,7 +49,7 @@ def ptychography(context: RunContext) -> None:
                 status.loss,
                 lambda s=status.state: {"done": done, "inner": s},
                 tilt=tilt,
-                noise_floor=floor,
+                noise_floor=noise_floor(model, loss),
             )
         done.append(_result(model))
         inner = None

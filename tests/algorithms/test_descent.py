@@ -6,6 +6,7 @@ import torch
 from helpers import relative_error
 from petomo.algorithms.descent import reconstruct
 from petomo.algorithms.descent_options import DescentOptions, Schedule
+from petomo.core.errors import UserError
 from petomo.io.checkpoint import load_checkpoint, save_checkpoint
 from petomo.objectives.losses import Amplitude, Poisson
 from petomo.objectives.regularizers import Butterworth, DepthKernel, L1Imaginary, NonNegative, Support
@@ -244,3 +245,40 @@ def test_a_poisson_loss_takes_steps_of_its_own_curvature():
         losses(model, read, DescentOptions(1, batch_size=100, momentum=0.0, **HELD), loss)
         moved.append(model.volume.detach() - before)
     assert relative_error(moved[1], moved[0]) < 0.1
+
+
+@pytest.mark.parametrize("absorption", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_steps_that_are_too_long_are_taken_back(absorption, momentum):
+    """Five tilts far apart see modes of their own, on which momentum coasts while the others are visited."""
+    tilts = (-0.6, -0.3, 0.0, 0.3, 0.6)
+    options = DescentOptions(12, batch_size=24, volume=Schedule(4.0), momentum=momentum, **HELD)
+    model, read = problem(noisy=False, modes=1, scan=(8, 9), tilts=tilts, absorption=absorption)
+    statuses = list(reconstruct(model, read, Amplitude(), options))
+    assert any("undone" in s.extras for s in statuses), "or the test tests nothing"
+    assert statuses[-1].loss < 1.0, "an empty volume has 3"
+    assert torch.isfinite(model.volume).all()
+
+
+def test_resuming_after_a_step_was_taken_back(tmp_path):
+    options = DescentOptions(6, batch_size=24, volume=Schedule(30.0), momentum=0.0, **HELD)
+    whole, read = problem(noisy=False, scan=(8, 9))
+    expected = list(reconstruct(whole, read, Amplitude(), options))
+    undone = next(s.iteration for s in expected if "undone" in s.extras)
+    first, _ = problem(noisy=False, scan=(8, 9))
+    for status in reconstruct(first, read, Amplitude(), options):
+        if status.iteration == undone:
+            save_checkpoint(tmp_path / "state.h5", status.state)
+            break
+    second, _ = problem(noisy=False, scan=(8, 9))
+    found = losses(second, read, options, state=load_checkpoint(tmp_path / "state.h5"))
+    assert found == [s.loss for s in expected[undone:]]
+    assert torch.equal(whole.volume, second.volume)
+
+
+def test_plain_descent_that_diverges_says_so():
+    model, read = problem()
+    options = DescentOptions(6, batch_size=8, solver="sgd", volume=Schedule(1e9), **HELD)
+    options = replace(options, probe=Schedule(10.0))
+    with pytest.raises(UserError, match=r"diverged in pass \d+; shorten the steps"):
+        losses(model, read, options)

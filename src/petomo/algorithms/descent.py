@@ -17,6 +17,7 @@ from torch import Tensor
 from petomo.algorithms.descent_options import DescentOptions
 from petomo.algorithms.refinement import refine_geometry
 from petomo.algorithms.status import Status
+from petomo.core.errors import UserError
 from petomo.models.ptycho_tomography import PtychoTomography
 from petomo.models.ptychography import Ptychography
 from petomo.objectives.losses import Amplitude, Poisson
@@ -56,25 +57,42 @@ def reconstruct(
     state : dict, optional
         ``Status.state`` of an earlier pass: go on from there, to the same result as without the stop.
 
+    Raises
+    ------
+    UserError
+        If plain gradient descent diverges.
+
     Yields
     ------
     Status
-        ``loss`` is the mean per pattern over the pass, taken before each step.
+        ``loss`` is the mean per pattern over the pass, taken before each step. A pass that made it a
+        tenth worse is undone, unless ``solver`` is ``"sgd"``, and all that follow take half the step
+        (``extras["undone"]``).
     """
     work = _Work(model, options, state)
     for iteration in range(work.finished, options.iterations):
-        total, count = 0.0, 0
+        before, total, count = work.snapshot(), 0.0, 0
         terms = regularizers(iteration) if callable(regularizers) else regularizers
         for tilt in torch.randperm(len(model.positions), generator=work.generator).tolist():
             visit = _visit(model, read, loss, options, terms, work, iteration, tilt)
             total, count = total + visit, count + len(model.positions[tilt])
+            if not math.isfinite(total):
+                break
         if options.volume.active(iteration):
             _regularize_object(model, [r for r in terms if isinstance(r, Filter)])
-        if options.probe.active(iteration):
+        if options.probe.active(iteration) and math.isfinite(total):
             for probe in model.probes:
                 probe.data.copy_(orthogonalise(probe.data))
-        work.finished = iteration + 1
-        yield Status(iteration + 1, total / count, {"step": work.scale(iteration)}, work.state())
+        work.finished, extras = iteration + 1, {"step": work.scale(iteration)}
+        if before is None and not math.isfinite(total):
+            raise UserError(
+                f"plain gradient descent diverged in pass {iteration + 1}; "
+                "shorten the steps of volume and probe, or take the preconditioned solver"
+            )
+        if before is not None and work.rose(total / count):
+            work.undo(before)
+            extras["undone"] = 1.0
+        yield Status(iteration + 1, total / count, extras, work.state())
 
 
 def noise_floor(model: Model, loss: Amplitude | Poisson, sample: int = 16) -> float:
@@ -102,7 +120,7 @@ class _Work:
             None if model.absorption is None else torch.zeros_like(model.absorption.data)
         )
         self.curvature: dict[str, Tensor] = {}
-        self.finished = 0
+        self.finished, self.caution, self.last = 0, 1.0, math.inf
         if state is not None:
             self._load(state)
 
@@ -111,12 +129,42 @@ class _Work:
         if self.options.solver == "sgd":
             return 1.0
         low, x = self.options.final_step, (iteration + part) / self.options.iterations
-        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, x)))
+        return self.caution * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, x))))
+
+    def snapshot(self) -> list[Tensor] | None:
+        """Copies of all that `undo` brings back; None for plain descent, which is left to itself."""
+        return None if self.options.solver == "sgd" else [t.clone() for t in self._moving()]
+
+    def expect(self, loss: float):
+        """Take the first loss of a run for a mark, with room to spare."""
+        if self.finished == 0 and math.isinf(self.last):
+            self.last = 1.5 * loss
+
+    def rose(self, loss: float) -> bool:
+        """Whether this pass was a failure: too long a step for a curvature that is known by its bound."""
+        worse = not loss < 1.1 * self.last
+        # after a failure the next pass sets the mark: what it starts from may be no better
+        self.last = math.inf if worse else loss
+        return worse
+
+    def undo(self, before: list[Tensor]):
+        """Back to a snapshot, without momentum, with half the step."""
+        for tensor, kept in zip(self._moving(), before, strict=True):
+            tensor.copy_(kept)
+        for momentum in (self.momentum, self.momentum_absorption):
+            if momentum is not None:
+                momentum.zero_()
+        self.caution /= 2
+
+    def _moving(self) -> list[Tensor]:
+        return list(self.model.state_dict().values())
 
     def state(self) -> dict:
         """What to resume from; the tensors are those the solver goes on with."""
         out = {
             "finished": self.finished,
+            "caution": self.caution,
+            "last": self.last,
             "model": dict(self.model.state_dict()),
             "momentum": self.momentum,
             "generator": self.generator.get_state(),
@@ -133,7 +181,7 @@ class _Work:
         if self.momentum_absorption is not None:
             self.momentum_absorption.copy_(torch.as_tensor(state["momentum_absorption"]))
         self.generator.set_state(torch.as_tensor(state["generator"]))
-        self.finished = int(state["finished"])
+        self.finished, self.caution, self.last = (state[k] for k in ("finished", "caution", "last"))
         self.curvature = {k: torch.as_tensor(v).to(device) for k, v in state["curvature"].items()}
 
 
@@ -151,9 +199,12 @@ def _visit(model, read, loss, options, regularizers, work, iteration, tilt) -> f
         model.zero_grad(set_to_none=True)
         measured = read(tilt, index)
         value = model(tilt, index.to(positions.device), measured, loss)
+        total += float(value.detach())
+        work.expect(total / len(index))
+        if not math.isfinite(total):
+            return total
         if value.requires_grad:  # early on a schedule may hold everything
             value.backward()
-        total += float(value.detach())
         if positions.grad is not None:
             gradient += positions.grad
         if isinstance(model, PtychoTomography) and model.angles.grad is not None:

@@ -48,7 +48,8 @@ def _write(group: h5py.Group, name: str, value: Any) -> None:
 def _read(item: Any) -> Any:
     kind = item.attrs["kind"]
     if kind == "tensor":
-        return torch.from_numpy(np.asarray(item[()]).copy())
+        # cloned into memory aligned as torch does: linear algebra may round by where its numbers lie
+        return torch.from_numpy(np.asarray(item[()])).clone()
     if kind == "array":
         return np.asarray(item[()])
     if kind == "scalar":

@@ -37,11 +37,12 @@ name: minute
 data: {root: data, tilts: "tilt_*.h5"}
 bright_field: {fit: [C10], defocus_range_angstrom: [-20, 20]}
 ptychography: {iterations: 3, slices: 2, probe_modes: 2, positions: {start: 1}}
-alignment: {iterations: 2, bundle: {rounds: 2, iterations: 30}}
+alignment: {iterations: 2, bundle: {rounds: 2, iterations: 10}}
 end_to_end:
   iterations: 4
   slices: 3
   batch_size: 20
+  volume: {step_size: 1.0}
   probe: {step_size: 0.5, start: 1}
   positions: {step_size: 0.5, start: 1}
   affine: {step_size: 0.7, start: 1}
@@ -61,7 +62,8 @@ def petomo(*arguments):
     try:
         main()
     except SystemExit as stop:
-        assert not stop.code, stop.code
+        if stop.code:
+            raise
     finally:
         sys.argv = kept
 
@@ -108,6 +110,8 @@ def contents(folder):
 def assert_same(folder, other):
     a, b = contents(folder), contents(other)
     assert a.keys() == b.keys()
+    # a number for people, from a library routine that may round differently each time
+    np.testing.assert_allclose(a.pop("defocus"), b.pop("defocus"), rtol=1e-10)
     for key in a:
         assert np.array_equal(a[key], b[key]), f"{key} differs"
 
@@ -132,12 +136,13 @@ class Stopping(Reporter):
             self.interrupted = True
 
 
-def run_with_stops(config, folder, places, crash=False):
+def run_with_stops(config, folder, places, crash=False, start_from=None):
     """Run, stopped at every place and resumed each time."""
     left, runs = list(places), 0
     while True:
         try:
-            run(config, folder, runs > 0, stages=WORK, reporter=lambda f: Stopping(f, left, crash))
+            first = start_from if runs == 0 else None
+            run(config, folder, runs > 0, first, WORK, lambda f: Stopping(f, left, crash))
         except (Interrupted, ZeroDivisionError):
             runs += 1
         else:
@@ -232,14 +237,16 @@ def test_stopping_anywhere_changes_nothing(minute, tmp_path):
     assert_same(tmp_path / "run", minute / "run")
 
 
-@pytest.mark.parametrize("save_every", [1, 2, 1000])
+@pytest.mark.parametrize("save_every", [2, 1000])
 def test_crashing_anywhere_changes_nothing(minute, tmp_path, save_every):
     """Killed without a chance to save: the run goes on from the last checkpoint, or the stage's start."""
-    config = load_config(minute / "run.yaml", [f"output.save_every={save_every}", "bright_field.method=none"])
-    run(config, tmp_path / "whole", stages=WORK)
+    config, folder = (
+        load_config(minute / "run.yaml", [f"output.save_every={save_every}"]),
+        copy_of(minute, tmp_path),
+    )
     stops = [("ptychography", 5), ("end_to_end", 3), ("end_to_end/half_a", 3), ("end_to_end/half_b", 2)]
-    run_with_stops(config, tmp_path / "run", stops, crash=True)
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    run_with_stops(config, folder, stops, crash=True, start_from="ptychography")
+    assert_same(folder, minute / "run")
 
 
 @pytest.mark.parametrize("stage", ["alignment", "end_to_end", "analysis"])
@@ -252,7 +259,7 @@ def test_redoing_a_stage_gives_the_same(minute, tmp_path, stage):
 def test_redoing_twice_with_other_settings_and_back(minute, tmp_path):
     folder, plain = copy_of(minute, tmp_path), load_config(minute / "run.yaml")
     other = load_config(
-        minute / "run.yaml", ["end_to_end.volume.step_size=1", "analysis.fsc.half_sets=false"]
+        minute / "run.yaml", ["end_to_end.volume.step_size=0.5", "analysis.fsc.half_sets=false"]
     )
     run(other, folder, start_from="end_to_end", stages=WORK)
     assert losses(folder) != losses(minute / "run")
@@ -312,14 +319,11 @@ def test_poisson_ptychography_and_no_bright_field_in_double_precision(minute, tm
 
 def test_fewer_iterations_than_are_done_end_the_stage(minute, tmp_path):
     """A user who has seen enough resumes with fewer iterations than the checkpoint has."""
-    config = load_config(minute / "run.yaml")
+    folder, half = copy_of(minute, tmp_path), "analysis.fsc.half_sets=false"
+    config = load_config(minute / "run.yaml", [half])
     with pytest.raises(Interrupted):
-        run(
-            config,
-            tmp_path / "run",
-            stages=WORK,
-            reporter=lambda f: Stopping(f, [("ptychography", 2)], False),
-        )
-    fewer = load_config(minute / "run.yaml", ["ptychography.iterations=1"])
-    run(fewer, tmp_path / "run", resume=True, stages=WORK)
-    assert len(contents(tmp_path / "run")["projections"]) == TILTS
+        run(config, folder, False, "ptychography", WORK, lambda f: Stopping(f, [("ptychography", 2)], False))
+    fewer = load_config(minute / "run.yaml", [half, "ptychography.iterations=1"])
+    run(fewer, folder, resume=True, stages=WORK)
+    assert len(contents(folder)["projections"]) == TILTS
+    assert len(losses(folder, "ptychography")) == 2 + TILTS - 1

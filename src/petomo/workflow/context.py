@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,21 @@ from petomo.io.checkpoint import load_checkpoint, save_checkpoint
 from petomo.io.metrics import read_metrics, truncate_metrics
 from petomo.workflow.callbacks import Interrupted, Reporter
 from petomo.workflow.config import Config
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def rewind(folder: Path, stages: Sequence[str]) -> None:
+    """Bring a run folder's artefacts back to before the first of ``stages``, which are to be redone."""
+    for stage in reversed(stages):
+        inputs = folder / "inputs" / stage
+        for path in sorted(inputs.glob("[!.]*")):
+            _copy(path, folder / path.name)
+        if stage != stages[0]:
+            shutil.rmtree(inputs, ignore_errors=True)
 
 
 @dataclass
@@ -51,8 +66,7 @@ class RunContext:
         """Folder ``inputs/STAGE`` with the artefacts a stage starts from.
 
         They are copied there when the stage first starts, so that a stage which replaces them (positions,
-        probes, poses) finds the same ones when it is resumed or redone. ``--from`` an earlier stage
-        discards them.
+        probes, poses) finds the same ones when it is resumed or redone; see `rewind`.
 
         Parameters
         ----------
@@ -65,8 +79,7 @@ class RunContext:
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             if not (folder / name).exists() and (self.folder / name).exists():
-                with atomic_path(folder / name) as temporary:
-                    shutil.copyfile(self.folder / name, temporary)
+                _copy(self.folder / name, folder / name)
         return folder
 
     def iteration(

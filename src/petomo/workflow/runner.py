@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from petomo.io.metrics import drop_metrics
 from petomo.io.readers import open_tilt_series, validate_counts
 from petomo.workflow.callbacks import LOG, Interrupted, Reporter
 from petomo.workflow.config import Config, dump_config
-from petomo.workflow.context import RunContext, Stages
+from petomo.workflow.context import RunContext, Stages, rewind
 from petomo.workflow.describe import facts
 from petomo.workflow.resume import check_target, locked, refuse_changes
 
@@ -124,8 +123,7 @@ def _prepare(context: RunContext, stages: Stages, start_from: str | None) -> dic
         refuse_changes(folder, context.config, before, None)
         for name in redo:
             context.checkpoint_path(name).unlink(missing_ok=True)
-            if name != start_from:
-                shutil.rmtree(folder / "inputs" / name, ignore_errors=True)
+        rewind(folder, redo)
         drop_metrics(folder / "metrics.jsonl", tuple(redo))
     elif state_path.exists():
         current = next((name for name in names if context.checkpoint_path(name).exists()), None)

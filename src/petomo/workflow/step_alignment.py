@@ -121,7 +121,7 @@ def _bundle(
     begin, distortion = 0, torch.zeros(len(poses), 3, dtype=torch.float64)
     if saved:
         begin, distortion = saved["round"], torch.as_tensor(saved["affine"])
-        poses = Poses(*torch.as_tensor(saved["angles"]).unbind(-1), torch.as_tensor(saved["tau"]))
+        poses = poses_of(saved)
     total = settings.rounds * settings.iterations
     for number in range(begin, settings.rounds):
         # a start for blobs: phi is small, and costs most of the time of a projection

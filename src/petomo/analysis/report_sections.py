@@ -117,9 +117,7 @@ def _bright_field(run: Path) -> Content:
         words = defocus_in_words(a.get("defocus_angstrom"))
         rows.append((str(number), str(a.get("method", "-")), words, astigmatism, rotation))
     # reasons differ from tilt to tilt by numbers only: one for each method
-    reasons = list(
-        {str(a.get("method")): str(a["reason"]) for _, a in reversed(tilts) if a.get("reason")}.values()
-    )
+    reasons = {a.get("method"): str(a["reason"]) for _, a in reversed(tilts) if a.get("reason")}
     caption = "Phase from the bright-field disk alone, before any iteration."
     return Content(
         pictures=[_picture(figures.bright_field_images(tilts), caption)],

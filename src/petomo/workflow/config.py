@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from petomo.io.atomic import write_text
 from petomo.io.settings import DataSettings, Section
 from petomo.io.yaml import Document, apply_overrides, dump_yaml, read_yaml, validate
-from petomo.workflow.regularizer_settings import RegularizerSettings
+from petomo.workflow.regularizer_settings import L1Real, NonNegative, RegularizerSettings
 
 Loss = Literal["amplitude", "poisson"]
 
@@ -147,12 +147,19 @@ class EndToEndSettings(Section):
     momentum: NonNegativeFloat = Field(default=0.9, lt=1, description="of the volume's steps")
     volume: Schedule = Field(default=Schedule(step_size=3.0), description="the potential")
     probe: Schedule = Field(default=Schedule(step_size=0.5, start=1), description="the probe's modes")
-    positions: Schedule = Field(default=Schedule(step_size=0.5, start=8), description="single scan positions")
-    affine: Schedule = Field(
-        default=Schedule(step_size=0.7, start=4), description="shift and affine map of every tilt's scan"
+    positions: Schedule = Field(
+        default=Schedule(step_size=0.0, start=8), description="single scan positions; try step_size 0.5"
     )
-    poses: Schedule = Field(default=Schedule(step_size=0.7, start=4), description="the angles of every tilt")
-    regularizers: list[RegularizerSettings] = Field(default=[], description="applied in this order")
+    affine: Schedule = Field(
+        default=Schedule(step_size=0.7, start=8), description="shift and affine map of every tilt's scan"
+    )
+    poses: Schedule = Field(
+        default=Schedule(step_size=0.0, start=8), description="the angles of every tilt; try step_size 0.7"
+    )
+    regularizers: list[RegularizerSettings] = Field(
+        default=[L1Real(type="l1_real", weight=0.3), NonNegative(type="nonnegative")],
+        description="applied in this order",
+    )
 
     @model_validator(mode="after")
     def _one_slicing(self) -> EndToEndSettings:

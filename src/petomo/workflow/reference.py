@@ -45,8 +45,7 @@ def _kind(annotation: Any) -> str:
 def _row(name: str, field: FieldInfo) -> str:
     default = "required"
     if not field.is_required():
-        value = field.default.model_dump() if isinstance(field.default, BaseModel) else field.default
-        default = f"`{json.dumps(value)}`"
+        default = f"`{json.dumps(field.default, default=lambda part: part.model_dump(exclude_defaults=True))}`"
     cells = (f"`{name}`", _kind(field.annotation), default, field.description or "")
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

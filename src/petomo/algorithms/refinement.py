@@ -19,6 +19,8 @@ Model = Ptychography | PtychoTomography
 #: Finite moves that measure the curvature: small against the resolution, large against rounding.
 _MOVE_ANGSTROM = 0.03
 _MOVE_RADIAN = 2e-3
+#: Patterns held at a time.
+_BLOCK = 512
 
 
 @torch.no_grad()
@@ -106,17 +108,18 @@ def position_curvature(model: Model, tilt: int, curvature: float) -> Tensor:
     curvature : float
         Second derivative of the loss in the model amplitude (2 for `Amplitude`, 4 for `Poisson`).
     """
-    positions = model.positions[tilt]
-    index = torch.arange(len(positions), device=positions.device)
-    base = model.predict(tilt, index).sqrt()
-    slopes = []
-    for axis in (0, 1):
-        kept = positions.data.clone()
-        positions.data[:, axis] += _MOVE_ANGSTROM
-        slopes.append((model.predict(tilt, index).sqrt() - base) / _MOVE_ANGSTROM)
-        positions.data.copy_(kept)
-    jacobian = torch.stack(slopes, dim=1).flatten(2)
-    return curvature * jacobian @ jacobian.transpose(1, 2)
+    positions, out = model.positions[tilt], []
+    for index in torch.arange(len(positions), device=positions.device).split(_BLOCK):
+        base = model.predict(tilt, index).sqrt()
+        slopes = []
+        for axis in (0, 1):
+            kept = positions.data.clone()
+            positions.data[:, axis] += _MOVE_ANGSTROM
+            slopes.append((model.predict(tilt, index).sqrt() - base) / _MOVE_ANGSTROM)
+            positions.data.copy_(kept)
+        jacobian = torch.stack(slopes, dim=1).flatten(2)
+        out.append(curvature * jacobian @ jacobian.transpose(1, 2))
+    return torch.cat(out)
 
 
 @torch.no_grad()
@@ -132,6 +135,7 @@ def angle_curvature(model: PtychoTomography, tilt: int, curvature: float, sample
         Every how many positions to look at; the result is scaled to all of them.
     """
     positions, angles = model.positions[tilt], model.angles[tilt]
+    sample = max(sample, len(positions) // _BLOCK)
     index = torch.arange(0, len(positions), sample, device=positions.device)
     base = model.predict(tilt, index).sqrt()
     slopes = []

@@ -26,6 +26,11 @@ $(VENV)/.dev-stamp: $(VENV)/.run-stamp
 	$(PIP) -r $(VENV)/dev-requirements.txt
 	touch $@
 
+# abTEM (GPL-3) is the independent check of the simulator; nothing but the slow tests needs it
+$(VENV)/.slow-stamp: $(VENV)/.dev-stamp
+	$(PIP) -e '.[abtem]'
+	touch $@
+
 demo: $(VENV)/.run-stamp
 	rm -rf demo
 	$(BIN)/petomo simulate examples/demo_specimen.yaml --out demo/data
@@ -35,7 +40,7 @@ demo: $(VENV)/.run-stamp
 test: $(VENV)/.dev-stamp
 	$(PYTEST) -n 2 -m "not slow and not gpu"
 
-test-slow: $(VENV)/.dev-stamp
+test-slow: $(VENV)/.slow-stamp
 	$(PYTEST) -m "slow and not gpu"
 
 lint: $(VENV)/.dev-stamp

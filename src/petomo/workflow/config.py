@@ -75,6 +75,10 @@ class PtychographySettings(Section):
         default=None, description="null = thickness / slices"
     )
     probe_modes: PositiveInt = Field(default=3, description="incoherent modes of the probe")
+    start_probe: Literal["aperture", "mean_pattern"] = Field(
+        default="aperture",
+        description="a sharp aperture, or the root of the mean pattern as in the paper's Algorithm 1",
+    )
     mode_power: PositiveFloat = Field(
         default=0.02, lt=0.5, description="share of the intensity that each mode after the first starts with"
     )

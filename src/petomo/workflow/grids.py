@@ -152,11 +152,10 @@ class PatternReader:
         patterns = torch.from_numpy(self.series[tilt].patterns(index)).to(self.device)
         return to_fft_order(patterns, self.window)
 
-    def dose(self, tilt: int) -> float:
-        """Mean electrons per pattern."""
+    def mean(self, tilt: int) -> Tensor:
+        """Mean pattern ``(ky, kx)`` of a tilt; its sum is the dose per pattern."""
         every = torch.arange(len(self.series[tilt]))
-        parts = [self(tilt, part).sum((1, 2)) for part in every.split(512)]
-        return float(torch.cat(parts).mean())
+        return torch.stack([self(tilt, part).sum(0) for part in every.split(512)]).sum(0) / len(every)
 
 
 def make_loss(context: RunContext, grids: Grids, name: str):

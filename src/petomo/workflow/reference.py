@@ -45,7 +45,9 @@ def _kind(annotation: Any) -> str:
 def _row(name: str, field: FieldInfo) -> str:
     default = "required"
     if not field.is_required():
-        default = f"`{json.dumps(field.default, default=lambda part: part.model_dump(exclude_defaults=True))}`"
+        default = (
+            f"`{json.dumps(field.default, default=lambda part: part.model_dump(exclude_defaults=True))}`"
+        )
     cells = (f"`{name}`", _kind(field.annotation), default, field.description or "")
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -14,7 +14,7 @@ from petomo.io.volumes import write_stack
 from petomo.models.ptychography import Ptychography
 from petomo.objectives.regularizers import L1Real, NonNegative
 from petomo.physics.multislice import MultisliceOptics
-from petomo.physics.probe import fit_defocus, hermite_modes, make_probe
+from petomo.physics.probe import fit_defocus, hermite_modes, make_probe, probe_from_pattern
 from petomo.workflow import config as settings_module
 from petomo.workflow.context import RunContext
 from petomo.workflow.grids import Grids, PatternReader, complex_dtype, make_loss, plan_grids, real_dtype
@@ -68,7 +68,13 @@ def first_probe(context: RunContext, grids: Grids, reader: PatternReader, tilt: 
             "C12": float(found["C12_angstrom"]),
             "phi12": math.radians(float(found["phi12_degree"])),
         }
-    probe = make_probe(grids.window, data.energy_ev, data.semiangle_mrad, coefficients, reader.dose(tilt))
+    mean = reader.mean(tilt).cpu()
+    if context.config.ptychography.start_probe == "mean_pattern":
+        centred = torch.fft.fftshift(mean)
+        probe = probe_from_pattern(centred, grids.window, data.energy_ev, coefficients)
+    else:
+        dose = float(mean.double().sum())
+        probe = make_probe(grids.window, data.energy_ev, data.semiangle_mrad, coefficients, dose)
     return hermite_modes(probe, modes, grids.window, power=context.config.ptychography.mode_power)
 
 

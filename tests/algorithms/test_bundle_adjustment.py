@@ -50,7 +50,15 @@ def scene(seed=0, noise=0.02):
 def fit(images, points, nominal, mask=None, **options):
     mask = torch.ones_like(images) if mask is None else mask
     statuses = list(
-        adjust(images, mask, PIXEL, points, nominal, BundleOptions(**{"width_angstrom": WIDTH} | options))
+        adjust(
+            images,
+            mask,
+            PIXEL,
+            points,
+            nominal,
+            nominal.theta,
+            BundleOptions(**{"width_angstrom": WIDTH} | options),
+        )
     )
     return statuses, statuses[-1].state
 

@@ -40,10 +40,13 @@ class BundleOptions:
         L1 of the blob weights; removes blobs that explain noise.
     affine : bool
         Let the scan of every tilt be stretched and sheared a little (rotation is psi's).
-    affine_prior : float
+    affine_width : float
         Standard deviation expected of these distortions.
-    angle_prior : float
-        Standard deviation in radian expected of theta about its nominal value and of phi.
+    phi_width, theta_width, psi_width : float
+        Standard deviation in radian expected of phi about zero, theta about its nominal value, and psi
+        about the direction of the tilt axis.
+    correlation : float
+        Angstrom: size of a patch of independent misfit, to weigh the data against these widths.
     """
 
     iterations: int = 400
@@ -53,8 +56,11 @@ class BundleOptions:
     angle_step: float = 2e-3
     sparsity: float = 0.02
     affine: bool = True
-    affine_prior: float = 0.01
-    angle_prior: float = math.radians(0.5)
+    affine_width: float = 0.01
+    phi_width: float = math.radians(0.2)
+    theta_width: float = math.radians(0.2)
+    psi_width: float = math.radians(0.3)
+    correlation: float = 2.0
 
 
 def find_blobs(
@@ -139,6 +145,7 @@ def adjust(
     pixel_size: float,
     points: Tensor,
     poses: Poses,
+    tilts: Tensor,
     options: BundleOptions,
 ) -> Iterator[Status]:
     """Fit blobs, poses and scan distortions to projections together.
@@ -155,7 +162,9 @@ def adjust(
     points : Tensor
         First guess of the blobs, ``(n, 3)``.
     poses : Poses
-        First guess; theta's is kept as the nominal value of the prior.
+        First guess.
+    tilts : Tensor
+        Nominal stage tilts in radian, about which theta is expected.
     options : BundleOptions
         Steps and priors.
 
@@ -175,12 +184,16 @@ def adjust(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda i: 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, i / options.iterations)))
     )
-    nominal = poses.theta.to(**like)
+    nominal = tilts.to(**like)
+    patches = float(mask.sum()) * (pixel_size / options.correlation) ** 2
     narrow, wide = math.log(options.width_angstrom / 2), math.log(options.width_angstrom * 1.6)
     for iteration in range(options.iterations):
         optimiser.zero_grad()
         misfit = _misfit(bundle(x, y), data, mask) / scale**2
-        (misfit + _penalty(bundle, nominal, options, scale)).backward()
+        # of p independent patches with a mean squared misfit m each, the log-likelihood is p m / (2 m_end)
+        prior = _prior(bundle, nominal, options) * float(misfit.detach()) / patches
+        sparsity = 0.05 * options.sparsity * bundle.weights.mean() / scale
+        (misfit + prior + sparsity).backward()
         optimiser.step()
         schedule.step()
         with torch.no_grad():
@@ -210,12 +223,16 @@ def _misfit(model: Tensor, data: Tensor, mask: Tensor) -> Tensor:
     return ((residual - offset[:, None, None]) ** 2 * mask).sum() / norm.sum()
 
 
-def _penalty(bundle: _Bundle, nominal: Tensor, options: BundleOptions, scale: float) -> Tensor:
-    """Priors of the angles and of the scans, and the blobs' sparsity."""
-    prior = ((bundle.angles[:, 1] - nominal) ** 2).mean() + (bundle.angles[:, 0] ** 2).mean()
-    bent = bundle.affine - bundle.affine.mean(0)
-    penalty = 1e-3 * (prior / options.angle_prior**2 + (bent**2).mean() / options.affine_prior**2)
-    return penalty + options.sparsity * bundle.weights.clamp_min(0).mean() / scale * 0.05
+def _prior(bundle: _Bundle, nominal: Tensor, options: BundleOptions) -> Tensor:
+    """Sum of squared deviations of the angles and scans from what is expected, in standard deviations."""
+    phi, theta, psi = bundle.angles.unbind(-1)
+    deviations = (
+        phi / options.phi_width,
+        (theta - nominal) / options.theta_width,
+        (psi - psi.mean()) / options.psi_width,
+        bundle.affine.flatten() / options.affine_width,
+    )
+    return sum((d**2).sum() for d in deviations)  # pyright: ignore[reportReturnType]
 
 
 def _result(bundle: _Bundle) -> dict[str, Tensor]:

@@ -122,7 +122,7 @@ def _bundle(
     if saved:
         begin, distortion = saved["round"], torch.as_tensor(saved["affine"])
         poses = poses_of(saved)
-    total = settings.rounds * settings.iterations
+    total, tilts = settings.rounds * settings.iterations, context.series.stage_tilts
     for number in range(begin, settings.rounds):
         # a start for blobs: phi is small, and costs most of the time of a projection
         level = poses.replace(phi=torch.zeros_like(poses.phi))
@@ -131,7 +131,7 @@ def _bundle(
         least = settings.threshold * float(volume.max())
         blobs, _ = find_blobs(volume, grids.voxel, settings.blobs, settings.min_distance_angstrom, least)
         state = {}
-        for status in adjust(projections, weights, grids.voxel, blobs, poses, options):
+        for status in adjust(projections, weights, grids.voxel, blobs, poses, tilts, options):
             state = status.state
             if status.iteration % 25 == 0:
                 done = number * settings.iterations + status.iteration

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -282,3 +283,14 @@ def test_plain_descent_that_diverges_says_so():
     options = replace(options, probe=Schedule(10.0))
     with pytest.raises(UserError, match=r"diverged in pass \d+; shorten the steps"):
         losses(model, read, options)
+
+
+def test_the_depth_kernel_looks_along_the_beam_of_each_tilt(monkeypatch):
+    seen = []
+    monkeypatch.setattr(DepthKernel, "filter_gradient", lambda self, g: seen.append(self.beam) or g)
+    model, read = problem(tilts=(-0.5, 0.7))
+    model.angles.data[:, 0] = 0.0
+    losses(model, read, DescentOptions(1, batch_size=99, **HELD), regularizers=[DepthKernel(3.0, 0.0, 0.4)])
+    # the lab's z axis in the specimen's frame: the specimen is turned by +theta about y
+    expected = sorted((-np.sin(t), 0.0, np.cos(t)) for t in (-0.5, 0.7))
+    np.testing.assert_allclose(sorted(seen), expected, atol=1e-12)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,8 +19,10 @@ from petomo.algorithms.descent_options import DescentOptions
 from petomo.algorithms.refinement import refine_geometry
 from petomo.algorithms.status import Status
 from petomo.core.errors import UserError
+from petomo.core.pose import rotation_matrices
 from petomo.models.ptycho_tomography import PtychoTomography
 from petomo.models.ptychography import Ptychography
+from petomo.objectives.filters import DepthKernel
 from petomo.objectives.losses import Amplitude, Poisson
 from petomo.objectives.regularizers import Filter, Proximal, regularize_, regularize_gradient
 from petomo.physics.multislice import Loss
@@ -242,10 +245,18 @@ def _step_object(model, options, regularizers, work, tilt, measured, scale, curv
         if options.solver == "sgd":
             parameter.data.sub_(parameter.grad, alpha=step)
         else:
-            gradient = regularize_gradient(regularizers, parameter.grad)
+            gradient = regularize_gradient(_along_beam(regularizers, model, tilt), parameter.grad)
             momentum.mul_(options.momentum).add_(gradient, alpha=(1 - options.momentum) / bound)
             parameter.data.sub_(momentum, alpha=step)
     _regularize_object(model, [r for r in regularizers if isinstance(r, Proximal)], step)
+
+
+def _along_beam(terms: Sequence, model: Model, tilt: int) -> list:
+    """Terms with their depth direction along the beam of this tilt, seen from the specimen."""
+    if not isinstance(model, PtychoTomography):
+        return list(terms)
+    beam = rotation_matrices(*model.angles.data[tilt])[2].tolist()
+    return [replace(t, beam=tuple(beam)) if isinstance(t, DepthKernel) else t for t in terms]
 
 
 def _regularize_object(model: Model, terms: Sequence, step: float = 1.0):

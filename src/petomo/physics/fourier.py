@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +17,30 @@ def fft2(wave: Tensor) -> Tensor:
 def ifft2(wave: Tensor) -> Tensor:
     """Inverse of `fft2`."""
     return torch.fft.ifft2(wave, norm="ortho")
+
+
+def phase_ramp(shift: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Factors on the FFT grid that move an image by sub-pixel shifts.
+
+    Parameters
+    ----------
+    shift : Tensor
+        ``(k, 2)`` as (x, y) in pixels.
+    shape : (int, int)
+        ``y x`` of the image.
+    dtype : torch.dtype
+        Real type to compute in.
+
+    Returns
+    -------
+    Tensor
+        Complex ``(k, y, x)``, FFT order.
+    """
+    shift = shift.to(dtype)
+    qy, qx = (torch.fft.fftfreq(n, dtype=dtype, device=shift.device) for n in shape)
+    ay, ax = -2 * math.pi * shift[:, 1:] * qy, -2 * math.pi * shift[:, :1] * qx
+    ry, rx = torch.complex(ay.cos(), ay.sin()), torch.complex(ax.cos(), ax.sin())
+    return ry[:, :, None] * rx[:, None, :]
 
 
 def translate_lines(image: Tensor, shift: Tensor, dim: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch.fft import fft2, ifft2
 
 from petomo.core.electron import wavelength
 from petomo.core.grid import Grid
+from petomo.physics.fourier import phase_ramp
 from petomo.physics.patches import corners, crop, required_margin, scatter_add_, split_positions
 from petomo.physics.propagation import fresnel
 
@@ -82,15 +83,6 @@ def _field(stack: Tensor, corner: Tensor, window: Sequence[int]) -> tuple[Tensor
     return stack, corner, (top, left)
 
 
-def _ramp(fraction: Tensor, window: Sequence[int], like: Tensor) -> Tensor:
-    """Phase ramps ``(k, y, x)`` that shift by ``fraction`` (k, 2) = (x, y) pixels."""
-    fraction = fraction.to(like.real.dtype)
-    qy, qx = (torch.fft.fftfreq(n, dtype=fraction.dtype, device=fraction.device) for n in window)
-    ay, ax = -2 * math.pi * fraction[:, 1:] * qy, -2 * math.pi * fraction[:, :1] * qx
-    ry, rx = torch.complex(ay.cos(), ay.sin()), torch.complex(ax.cos(), ax.sin())
-    return ry[:, :, None] * rx[:, None, :]
-
-
 def diffract(
     phase: Tensor, absorption: Tensor | None, probe: Tensor, positions: Tensor, optics: MultisliceOptics
 ) -> Tensor:
@@ -116,7 +108,7 @@ def diffract(
     out = []
     for part in torch.arange(len(positions), device=positions.device).split(default_chunk(window)):
         patches = crop(field, corner[part], window)[:, :, None]
-        wave = ifft2(spectrum * _ramp(fraction[part], window, probe)[:, None]) * patches[0]
+        wave = ifft2(spectrum * phase_ramp(fraction[part], window, probe.real.dtype)[:, None]) * patches[0]
         for patch in patches[1:]:
             wave = ifft2(fft2(wave) * propagator) * patch
         far = fft2(wave, norm="ortho")
@@ -182,7 +174,7 @@ def _value_and_gradients(phase, absorption, probe, positions, measured, optics, 
     for start in range(0, len(positions), chunk):
         part = slice(start, start + chunk)
         patches = crop(field, corner[part], window).unsqueeze(2)
-        ramp = _ramp(fraction[part], window, probe)[:, None]
+        ramp = phase_ramp(fraction[part], window, probe.real.dtype)[:, None]
         shifted = spectrum * ramp
         waves = [ifft2(shifted, norm="forward")]
         exit_wave = waves[0] * patches[0]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from petomo.core.electron import wavelength
 from petomo.core.grid import Grid
-from petomo.physics.fourier import fft2, ifft2
+from petomo.physics.fourier import fft2, ifft2, phase_ramp
 
 #: Krivanek coefficients Cnm: radial order n + 1, azimuthal symmetry m.
 ABERRATIONS = {
@@ -217,11 +217,7 @@ def shift_probe(probe: Tensor, shift: Tensor) -> Tensor:
     Tensor
         ``(k, mode, y, x)``.
     """
-    ny, nx = probe.shape[-2:]
-    qy = torch.fft.fftfreq(ny, dtype=shift.dtype, device=shift.device)
-    qx = torch.fft.fftfreq(nx, dtype=shift.dtype, device=shift.device)
-    angle = -2 * math.pi * (shift[:, 1, None, None] * qy[:, None] + shift[:, 0, None, None] * qx)
-    return ifft2(fft2(probe) * torch.complex(angle.cos(), angle.sin())[:, None])
+    return ifft2(fft2(probe) * phase_ramp(shift, probe.shape[-2:], shift.dtype)[:, None])
 
 
 def fit_defocus(probe: Tensor, grid: Grid, energy_ev: float, semiangle_mrad: float) -> dict[str, float]:

@@ -54,15 +54,12 @@ def scan_weights(context: RunContext, grids: Grids) -> Tensor:
     return torch.stack(out).to(context.device)
 
 
-def _geometry(grids: Grids) -> ProjectionGeometry:
-    return ProjectionGeometry(Grid(grids.volume_shape, grids.voxel), grids.field)
-
-
 def _linear_volume(
     grids: Grids, projections: Tensor, weights: Tensor, poses: Poses, iterations: int = 20
 ) -> Tensor:
+    geometry = ProjectionGeometry(Grid(grids.volume_shape, grids.voxel), grids.field)
     options = TomographyOptions(iterations=iterations, fit_offsets=True)
-    return reconstruct_linear(projections, poses, _geometry(grids), options, weights)
+    return reconstruct_linear(projections, poses, geometry, options, weights)
 
 
 def _align(

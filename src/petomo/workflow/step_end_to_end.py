@@ -36,7 +36,7 @@ from petomo.workflow.grids import (
     real_dtype,
     slicing,
 )
-from petomo.workflow.step_ptychography import defoci, to_schedule
+from petomo.workflow.step_ptychography import common_options, defoci, to_schedule
 
 STAGE = "end_to_end"
 
@@ -82,13 +82,9 @@ def descent_options(context: RunContext) -> DescentOptions:
     """The solver's options from the configuration."""
     settings = context.config.end_to_end
     return DescentOptions(
-        iterations=settings.iterations,
-        batch_size=settings.batch_size,
+        **common_options(settings),
         solver=settings.solver,
         volume=to_schedule(settings.volume),
-        probe=to_schedule(settings.probe),
-        positions=to_schedule(settings.positions),
-        affine=to_schedule(settings.affine),
         poses=to_schedule(settings.poses),
         momentum=settings.momentum,
         seed=context.config.compute.seed,
@@ -158,7 +154,8 @@ def _write_patterns(context: RunContext, model: PtychoTomography, reader: Patter
             value, _ = loss(model.predict(tilt, part), reader(tilt, part))
             values.append(value.cpu())
             places += [(tilt, int(k)) for k in part]
-    order = torch.cat(values).argsort()
+    losses = torch.cat(values)
+    order = losses.argsort()
     out = {}
     for name, rank in (("worst", -1), ("median", len(order) // 2)):
         number = int(order[rank])
@@ -166,7 +163,7 @@ def _write_patterns(context: RunContext, model: PtychoTomography, reader: Patter
         shape = context.series[tilt].pattern_shape
         model_pattern = from_fft_order(model.predict(tilt, torch.tensor([k])), shape)[0].cpu()
         measured = torch.from_numpy(context.series[tilt].patterns([k])[0])
-        value = float(torch.cat(values)[number])
+        value = float(losses[number])
         out[name] = {"measured": measured, "model": model_pattern, "tilt": tilt, "index": k, "loss": value}
     write_patterns(context.folder / "patterns.h5", out)
 

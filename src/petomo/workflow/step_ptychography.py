@@ -27,6 +27,12 @@ def to_schedule(settings: settings_module.Schedule) -> Schedule:
     return Schedule(settings.step_size, settings.start, settings.stop or 10**9)
 
 
+def common_options(settings: settings_module.PtychographySettings | settings_module.EndToEndSettings) -> dict:
+    """Solver options that Algorithms 1 and 3 take alike."""
+    schedules = {name: to_schedule(getattr(settings, name)) for name in ("probe", "positions", "affine")}
+    return {"iterations": settings.iterations, "batch_size": settings.batch_size, **schedules}
+
+
 def ptychography(context: RunContext) -> None:
     """Reconstruct every tilt; leaves ``projections.mrc``, ``probes.h5`` and ``positions.h5``."""
     config, series = context.config, context.series
@@ -91,12 +97,8 @@ def _start(context: RunContext, grids: Grids, reader: PatternReader, tilt: int) 
 def _options(context: RunContext, tilt: int) -> DescentOptions:
     settings = context.config.ptychography
     return DescentOptions(
-        iterations=settings.iterations,
-        batch_size=settings.batch_size,
+        **common_options(settings),
         volume=to_schedule(settings.object),
-        probe=to_schedule(settings.probe),
-        positions=to_schedule(settings.positions),
-        affine=to_schedule(settings.affine),
         poses=Schedule(0.0),
         seed=context.config.compute.seed + tilt,
     )

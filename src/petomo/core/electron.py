@@ -8,7 +8,7 @@ _REST_ENERGY_EV = constants.electron_mass * constants.c**2 / constants.e
 
 
 def wavelength(energy_ev: float) -> float:
-    """Relativistic de Broglie wavelength in angstrom.
+    """Relativistic de Broglie wavelength in angstrom (lambda of paper Eq. 1).
 
     ``lambda = h c / sqrt(E (E + 2 m c^2))`` (Kirkland 2020, Eq. 2.5).
     """

@@ -41,7 +41,7 @@ class TomographyGeometry:
 
 
 class PtychoTomography(nn.Module):
-    """Volume, probes, positions and poses, with one line of forward() per equation.
+    """Volume, probes, positions and poses: the end-to-end model (paper Eq. 14, 15), one line per equation.
 
     Parameters
     ----------

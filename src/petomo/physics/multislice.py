@@ -86,7 +86,7 @@ def _field(stack: Tensor, corner: Tensor, window: Sequence[int]) -> tuple[Tensor
 def diffract(
     phase: Tensor, absorption: Tensor | None, probe: Tensor, positions: Tensor, optics: MultisliceOptics
 ) -> Tensor:
-    """Model intensities ``(k, ky, kx)`` in FFT order (paper Eq. 10); plain forward pass, no gradient kept.
+    """Model intensities ``(k, ky, kx)`` in FFT order (paper Eq. 6-10); plain forward pass, no gradient kept.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def multislice_loss(
     loss: Loss,
     chunk: int | None = None,
 ) -> Tensor:
-    """Loss of a batch of patterns, summed, with hand-written gradients.
+    """Loss of a batch of patterns, summed, with hand-written gradients (paper Eq. 18, 19).
 
     Differentiable once with respect to phase, absorption, probe and positions. Parameters as in
     `diffract`; ``measured`` holds electrons in FFT order, ``loss`` is one of

@@ -33,13 +33,13 @@ def required_margin(corner: Tensor, field: Sequence[int], window: Sequence[int])
 
 
 def crop(stack: Tensor, corner: Tensor, window: Sequence[int]) -> Tensor:
-    """C_w: patches ``(slice, k, y, x)`` of a stack ``(slice, Y, X)``; every corner must lie inside."""
+    """C_w (paper Eq. 8): patches ``(slice, k, y, x)`` of a stack ``(slice, Y, X)``, corners inside it."""
     (h, w), places = window, corner.tolist()
     return torch.stack([stack[:, y : y + h, x : x + w] for y, x in places], dim=1)
 
 
 def scatter_add_(stack: Tensor, patches: Tensor, corner: Tensor) -> Tensor:
-    """Adjoint of `crop`: add patches ``(slice, k, y, x)`` into ``stack`` in place."""
+    """Adjoint of `crop` (paper Eq. 8): add patches ``(slice, k, y, x)`` into ``stack`` in place."""
     h, w = patches.shape[-2:]
     for i, (y, x) in enumerate(corner.tolist()):
         stack[:, y : y + h, x : x + w] += patches[:, i]

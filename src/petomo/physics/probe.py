@@ -203,7 +203,7 @@ def orthogonalise(modes: Tensor) -> Tensor:
 
 
 def shift_probe(probe: Tensor, shift: Tensor) -> Tensor:
-    """Sub-pixel shift of probe modes by a phase ramp.
+    """Sub-pixel shift of probe modes by a phase ramp (paper, after Eq. 9).
 
     Parameters
     ----------

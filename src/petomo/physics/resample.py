@@ -168,7 +168,7 @@ def rotate_and_bin(
     geometry: SliceGeometry,
     interpolation: Interpolation = "spline",
 ) -> Tensor:
-    """Slices ``B_b A_Theta,tau V`` in volt angstrom: the potential integrated over each slice.
+    """Slices ``B_b A_Theta,tau V`` (paper Eq. 12, 14): volt angstrom, the potential integrated over a slice.
 
     Differentiable once with respect to everything but the geometry. Outside the volume is vacuum, but
     phi, psi and tau move it periodically: leave a margin as wide as the motion, both in the volume and

@@ -25,7 +25,7 @@ class ShellCorrelation:
     Parameters
     ----------
     frequency : np.ndarray
-        Mean |q| of each shell in 1/angstrom, shape ``(shell,)``; the zero frequency is left out.
+        Mean ``|q|`` of each shell in 1/angstrom, shape ``(shell,)``; the zero frequency is left out.
     correlation : np.ndarray
         Correlation of the two half data sets in each shell.
     count : np.ndarray
@@ -91,7 +91,7 @@ class ShellCorrelation:
 
 @dataclass(frozen=True)
 class RadialSpectrum:
-    """Mean power per Fourier coefficient in shells of |q|, up to the corners of Fourier space.
+    """Mean power per Fourier coefficient in shells of ``|q|``, up to the corners of Fourier space.
 
     ``sum(power * count)`` is the sum of the squared volume (Parseval; unitary transform).
     """
@@ -169,7 +169,7 @@ def fourier_shell_correlation(
 
 
 def radial_power_spectrum(volume: ArrayLike, voxel_size: VoxelSize) -> RadialSpectrum:
-    """Mean squared modulus of the unitary Fourier transform in shells of |q|.
+    """Mean squared modulus of the unitary Fourier transform in shells of ``|q|``.
 
     Parameters
     ----------

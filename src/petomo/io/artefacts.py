@@ -17,7 +17,7 @@ from torch import Tensor
 
 from petomo.core.errors import UserError
 from petomo.core.pose import Poses
-from petomo.io.atomic import atomic_path, write_text
+from petomo.io.atomic import atomic_hdf5, atomic_path, write_text
 
 POSE_CONVENTION = "r_lab = Rz(psi) Ry(theta) Rx(phi) r_sample + (tau_x, tau_y, 0)"
 
@@ -70,12 +70,6 @@ def read_json(path: str | Path) -> Any:
         raise UserError(
             f"{path}: this is not valid JSON ({error}); run the stage that writes it again"
         ) from error
-
-
-@contextmanager
-def _new_hdf5(path: str | Path) -> Iterator[h5py.File]:
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        yield file
 
 
 @contextmanager
@@ -170,7 +164,7 @@ def write_probes(
     defocus: Sequence[float | None],
 ) -> None:
     """Write ``probes.h5`` from probes ``(tilt, mode, y, x)``; see `Probes` for units."""
-    with _new_hdf5(path) as file:
+    with atomic_hdf5(path) as file:
         for number, (modes, value) in enumerate(zip(probes, defocus, strict=True)):
             array = _array(modes).astype(np.complex64)
             data = file.create_dataset(f"{_tilt(number)}/probe", data=array)
@@ -199,7 +193,7 @@ def read_probes(path: str | Path) -> Probes:
 
 def write_positions(path: str | Path, positions: Sequence[Tensor], initial: Sequence[Tensor]) -> None:
     """Write ``positions.h5``: refined and initial scan positions ``(k, 2)``, (x, y) in angstrom, per tilt."""
-    with _new_hdf5(path) as file:
+    with atomic_hdf5(path) as file:
         for number, (refined, start) in enumerate(zip(positions, initial, strict=True)):
             for name, value in (("positions", refined), ("initial", start)):
                 data = file.create_dataset(f"{_tilt(number)}/{name}", data=_array(value).astype(np.float64))
@@ -226,7 +220,7 @@ def write_bright_field(path: str | Path, tilts: Sequence[tuple[Any, Mapping[str,
         Phase image ``scan_y scan_x`` in radian and what was fitted: ``method``, ``reason``,
         ``defocus_angstrom``, ``C12_angstrom``, ``phi12_degree``, ``scan_rotation_degree``, ``contrast``.
     """
-    with _new_hdf5(path) as file:
+    with atomic_hdf5(path) as file:
         for number, (phase, attributes) in enumerate(tilts):
             data = file.create_dataset(f"{_tilt(number)}/phase", data=_array(phase))
             data.attrs.update({key: value for key, value in attributes.items() if value is not None})
@@ -248,7 +242,7 @@ def write_patterns(path: str | Path, patterns: Mapping[str, Mapping[str, Any]]) 
     patterns : mapping
         ``worst`` and ``median`` to ``{"measured": (ky kx), "model": (ky kx), "tilt", "index", "loss"}``.
     """
-    with _new_hdf5(path) as file:
+    with atomic_hdf5(path) as file:
         for name, entry in patterns.items():
             group = file.create_group(name)
             for key in ("measured", "model"):
@@ -268,7 +262,7 @@ def read_patterns(path: str | Path) -> dict[str, dict[str, Any]]:
 
 def write_half_volumes(path: str | Path, a: Any, b: Any, voxel_size: tuple[float, float, float]) -> None:
     """Write ``half_volumes.h5``: two independent ``z y x`` volumes in volts, voxel (z, y, x) in angstrom."""
-    with _new_hdf5(path) as file:
+    with atomic_hdf5(path) as file:
         for name, volume in (("a", a), ("b", b)):
             data = file.create_dataset(name, data=_array(volume).astype(np.float32))
             data.attrs["voxel_size_angstrom"] = np.asarray(voxel_size, float)

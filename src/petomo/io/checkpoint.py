@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from petomo.core.errors import UserError
-from petomo.io.atomic import atomic_path
+from petomo.io.atomic import atomic_hdf5
 
 VERSION = 1
 State = Mapping[str, Any]
@@ -75,8 +75,10 @@ def save_checkpoint(path: str | Path, state: State) -> None:
     ------
     TypeError
         If something else is in it.
+    UserError
+        If the disk is full, read-only or failing; the earlier file is untouched then.
     """
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_hdf5(path) as file:
         file.attrs["petomo_checkpoint"] = VERSION
         _write(file, "state", state)
 
@@ -100,7 +102,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
                     "delete it to run the stage from its start"
                 )
             return _read(file["state"])
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(
             f"{path}: the checkpoint is damaged; delete it to run the stage from its start"
         ) from error

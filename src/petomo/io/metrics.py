@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from petomo.io.artefacts import to_json
-from petomo.io.atomic import write_text
+from petomo.io.atomic import disk_errors, write_text
 
 
 def _lines(path: Path) -> list[str]:
     """Whole lines; one that a crash cut short is dropped."""
     if not path.exists():
         return []
-    return [
-        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
-    ]
+    return [f"{line}\n" for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]]
 
 
 def append_metrics(path: str | Path, record: Mapping[str, Any]) -> None:
     """Append one line."""
-    with open(path, "a", encoding="utf-8") as file:
+    with disk_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(to_json(record) + "\n")
 
 

@@ -138,6 +138,21 @@ def report(run_folder: RunFolder) -> None:
 
 
 @app.command()
+def export(
+    run_folder: RunFolder,
+    to: Annotated[Path, typer.Option("--to", help="New file; its suffix says the format.")],
+    what: Annotated[
+        str | None, typer.Option("--what", help="volume, volume_linear, absorption, projections or atoms.")
+    ] = None,
+    ome: Annotated[str, typer.Option("--ome", help="Version of OME-Zarr, 0.4 or 0.5.")] = "0.4",
+) -> None:
+    """Write the volume (MRC, OME-Zarr, EMD, TIFF) or the atoms (.xyz, .cif) for other programs."""
+    from petomo.io.export import export_run
+
+    typer.echo(f"wrote {export_run(run_folder, to, what, ome)}")
+
+
+@app.command()
 def info(
     file: Annotated[Path, typer.Argument(help="Data file, volume or run folder.", show_default=False)],
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import mrcfile
@@ -11,6 +12,45 @@ from numpy.typing import ArrayLike
 
 from petomo.core.errors import UserError
 from petomo.io.atomic import atomic_path
+
+
+@dataclass(frozen=True)
+class GridData:
+    """Numbers on a regular grid, with what a viewer needs to put it in its place.
+
+    Parameters
+    ----------
+    values : np.ndarray
+        Real ``z y x``, or ``tilt y x`` for images.
+    spacing : (float, float, float)
+        Step of each axis: angstrom, for the axis ``tilt`` 1.
+    axes : (str, str, str)
+        ``("z", "y", "x")`` or ``("tilt", "y", "x")``.
+    name, unit : str
+        What the numbers are, and their unit (``V`` or ``rad``).
+    """
+
+    values: np.ndarray
+    spacing: tuple[float, float, float]
+    axes: tuple[str, str, str] = ("z", "y", "x")
+    name: str = "potential"
+    unit: str = "V"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of points along each axis."""
+        return self.values.shape
+
+    @property
+    def origin(self) -> tuple[float, ...]:
+        """Coordinate of the first point of each axis; zero is at ``n // 2``, for ``tilt`` at the first."""
+        return tuple(
+            0.0 if axis == "tilt" else -(n // 2) * step
+            for axis, n, step in zip(self.axes, self.shape, self.spacing, strict=True)
+        )
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.array(self.values, dtype=dtype, copy=copy)
 
 
 def _float32(array: ArrayLike, what: str) -> np.ndarray:
@@ -90,3 +130,36 @@ def read_mrc(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float]]:
                 return np.array(mrc.data), (float(size.z), float(size.y), float(size.x))
     except (ValueError, Warning) as error:
         raise UserError(f"{path}: this is not a sound MRC file ({error})") from error
+
+
+ARTEFACTS = {
+    "volume": ("volume.mrc", "potential", "V"),
+    "volume_linear": ("volume_linear.mrc", "potential by linear tomography", "V"),
+    "absorption": ("absorption.mrc", "absorptive potential", "V"),
+    "projections": ("projections.mrc", "phase projections", "rad"),
+}
+"""Gridded artefacts of a run: file, name of the numbers, unit."""
+
+
+def read_grid(folder: str | Path, what: str = "volume") -> GridData:
+    """A gridded artefact of a run folder; ``what`` is a key of `ARTEFACTS`.
+
+    Raises
+    ------
+    UserError
+        If there is no such artefact, or its file is damaged.
+    """
+    if what not in ARTEFACTS:
+        raise UserError(f"{what}: a run has no such artefact; choose one of {', '.join(ARTEFACTS)}")
+    file, name, unit = ARTEFACTS[what]
+    path = Path(folder) / file
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; the stage that writes it has not run")
+    values, spacing = read_mrc(path)
+    if values.ndim != 3:
+        raise UserError(
+            f"{path}: this has {values.ndim} axes instead of 3; run the stage that writes it again"
+        )
+    if what == "projections":
+        return GridData(values, (1.0, *spacing[1:]), ("tilt", "y", "x"), name, unit)
+    return GridData(values, spacing, name=name, unit=unit)

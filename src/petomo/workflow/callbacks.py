@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -59,7 +60,7 @@ class Reporter:
 
     def __enter__(self) -> Reporter:
         if self.folder is not None:
-            handler = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
+            handler = _LogFile(self.folder / "run.log", encoding="utf-8")
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             self._handlers.append(handler)
         shown = _ConsoleHandler(self.console)
@@ -147,6 +148,17 @@ class Reporter:
         if self._progress is not None:
             self._progress.stop()
         self._progress = self._task = self._key = None
+
+
+class _LogFile(logging.FileHandler):
+    """A log on a full disk loses lines, not the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        del record
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class _ConsoleHandler(logging.Handler):

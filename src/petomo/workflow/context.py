@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from petomo.io.checkpoint import load_checkpoint, save_checkpoint
 from petomo.io.metrics import read_metrics, truncate_metrics
 from petomo.workflow.callbacks import Interrupted, Reporter
 from petomo.workflow.config import Config
+from petomo.workflow.guard import Guard, refuse_nan
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -57,6 +58,7 @@ class RunContext:
     series: TiltSeries
     device: torch.device
     reporter: Reporter
+    guard: Guard = field(default_factory=Guard, repr=False)
 
     def checkpoint_path(self, stage: str) -> Path:
         """The stage's checkpoint; removed when the stage is finished."""
@@ -111,16 +113,22 @@ class RunContext:
         ------
         Interrupted
             After the checkpoint is written, if the user pressed Ctrl-C.
+        UserError
+            If the loss or, when it is saved or done, the state is not made of numbers.
         """
         self.reporter.iteration(stage, iteration, total, loss, **extra)
+        self.guard.check(stage, iteration, total, loss, extra)
         stop = self.reporter.interrupted
         if state is not None and (stop or iteration % self.config.output.save_every == 0):
             self.save(stage.partition("/")[0], state())
+        elif state is not None and iteration == total:
+            refuse_nan(state(), f"the result after iteration {iteration}")
         if stop:
             raise Interrupted(f"stopped in {stage} after iteration {iteration} of {total}")
 
     def save(self, stage: str, state: Mapping[str, Any]) -> None:
         """Write the stage's checkpoint."""
+        refuse_nan(state, "the state")
         self.checkpoint_path(stage).parent.mkdir(exist_ok=True)
         lines = len(read_metrics(self.folder / "metrics.jsonl"))
         save_checkpoint(self.checkpoint_path(stage), {"metrics_lines": lines, "state": state})

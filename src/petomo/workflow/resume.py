@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from petomo.core.errors import UserError
+from petomo.io.artefacts import read_json
+from petomo.io.atomic import is_temporary
 from petomo.workflow.config import Config, load_config
 from petomo.workflow.context import Stages
 
@@ -75,7 +77,7 @@ def check_target(folder: Path, stages: Stages, resume: bool, start_from: str | N
         raise UserError(f"--from {start_from}: there is no such stage; choose one of {', '.join(stages)}")
     try:
         holds_run = (folder / "state.json").exists()
-        filled = folder.is_dir() and any(folder.iterdir())
+        names = [path for path in folder.iterdir() if not is_temporary(path)] if folder.is_dir() else []
     except OSError as error:
         raise UserError(
             f"{folder}: this folder cannot be read ({error.strerror}); choose another --out"
@@ -85,10 +87,12 @@ def check_target(folder: Path, stages: Stages, resume: bool, start_from: str | N
         raise UserError(
             f"{folder}: this folder already holds a run; add --resume or --from STAGE, or change --out"
         )
-    if again and not holds_run:
+    # killed before it had written anything of worth: as good as a new folder
+    begun = bool(names) and all(path.name in (".lock", "run.log") for path in names)
+    if again and not holds_run and not (resume and begun):
         option = "--resume" if resume else "--from"
         raise UserError(f"{folder}: there is no run in this folder for {option}; start one without it")
-    if filled and not holds_run:
+    if names and not holds_run and not begun:
         raise UserError(
             f"{folder}: this folder is not empty and holds no run; choose a new or empty one with --out"
         )
@@ -96,6 +100,28 @@ def check_target(folder: Path, stages: Stages, resume: bool, start_from: str | N
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: the run folder cannot be written ({existing}); choose another --out")
     return holds_run
+
+
+def read_state(folder: Path) -> tuple[dict[str, float], list[str]]:
+    """Finished stages with their seconds, and the stages whose redoing was begun but not prepared.
+
+    Raises
+    ------
+    UserError
+        If ``state.json`` is there but damaged.
+    """
+    path = folder / "state.json"
+    if not path.exists():
+        return {}, []
+    state = read_json(path)
+    try:
+        finished = {str(name): float(seconds) for name, seconds in state["finished"].items()}
+        return finished, [str(name) for name in state.get("redo", ())]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path}: this should hold `finished`, the stages done and their seconds; "
+            "restore it, or start again with another --out"
+        ) from None
 
 
 @contextmanager
@@ -108,16 +134,21 @@ def locked(folder: Path) -> Iterator[None]:
             held = path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat())
         except BlockingIOError:
             held = False
+        except OSError as error:  # a network drive without locks, say
+            raise UserError(
+                f"{folder}: this folder cannot be locked ({error.strerror}); choose another --out"
+            ) from error
         if not held:  # somebody has it, or had it and removed the file just after it was opened here
             lock.seek(0)
             raise UserError(
                 f"{folder}: process {lock.read() or '?'} is running in this folder; "
                 "wait for it or choose another --out"
             )
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
         try:
+            lock.truncate(0)
+            with suppress(OSError):  # the number is only for the other's message
+                lock.write(str(os.getpid()))
+                lock.flush()
             yield
         finally:
             path.unlink(missing_ok=True)

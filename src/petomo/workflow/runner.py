@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,13 +12,15 @@ from petomo import __version__
 from petomo.core.dataset import TiltSeries
 from petomo.core.errors import UserError
 from petomo.io.artefacts import read_json, read_poses, write_json
+from petomo.io.atomic import remove_temporaries, write_failure
 from petomo.io.metrics import drop_metrics
 from petomo.io.readers import open_tilt_series, validate_counts
 from petomo.workflow.callbacks import LOG, Interrupted, Reporter
 from petomo.workflow.config import Config, dump_config
 from petomo.workflow.context import RunContext, Stages, rewind
 from petomo.workflow.describe import facts
-from petomo.workflow.resume import check_target, locked, refuse_changes
+from petomo.workflow.guard import WrongNumbers, out_of_memory
+from petomo.workflow.resume import check_target, locked, read_state, refuse_changes
 
 
 def choose_device(name: str) -> torch.device:
@@ -94,43 +96,67 @@ def run(
     folder = Path(out_dir)
     holds_run = check_target(folder, stages, resume, start_from)
     series, device = open_input(config)
-    electrons = None if holds_run else validate_counts(series)
+    electrons = None if holds_run and _has_input(folder) else validate_counts(series)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder), reporter(folder) as report:
-            context = RunContext(config, folder, series, device, report)
-            finished = _prepare(context, stages, start_from)
-            if electrons is not None:
-                context.summarise(name=config.name, petomo=__version__, torch=torch.__version__,
-                                  input=facts(series, config, electrons))  # fmt: skip
-            _run_stages(context, stages, finished)
+        with locked(folder):
+            if holds_run != check_target(folder, stages, resume, start_from):
+                raise UserError(f"{folder}: another run has just used this folder; add --resume to go on")
+            remove_temporaries(folder)
+            with reporter(folder) as report:
+                context = RunContext(config, folder, series, device, report)
+                finished = _prepare(context, stages, start_from)
+                if electrons is not None:
+                    context.summarise(name=config.name, petomo=__version__, torch=torch.__version__,
+                                      input=facts(series, config, electrons))  # fmt: skip
+                _run_stages(context, stages, finished)
     except PermissionError as error:
         raise UserError(f"{error.filename}: this cannot be written; choose another --out") from error
+    except OSError as error:
+        raise write_failure(error.filename or folder, error) or error from error
+
+
+def _has_input(folder: Path) -> bool:
+    path = folder / "summary.json"
+    return path.exists() and "input" in read_json(path)
 
 
 def _prepare(context: RunContext, stages: Stages, start_from: str | None) -> dict[str, float]:
-    """Bring the folder to where this run begins; returns the finished stages' seconds."""
+    """Bring the folder to where this run begins; returns the finished stages' seconds.
+
+    Every step can be repeated, and ``state.json`` says which are left, so that a kill does no harm.
+    """
     folder, names = context.folder, list(stages)
-    state_path = folder / "state.json"
-    finished: dict[str, float] = read_json(state_path)["finished"] if state_path.exists() else {}
+    known = (folder / "config.yaml").exists()  # written just after the first state.json
+    finished, redo = read_state(folder)
     if start_from is not None:
-        before, redo = names[: names.index(start_from)], names[names.index(start_from) :]
+        before, after = names[: names.index(start_from)], names[names.index(start_from) :]
         if missing := [name for name in before if name not in finished]:
             raise UserError(
                 f"{folder}: stage {missing[0]} has not finished, so --from {start_from} cannot; use --resume"
             )
         finished = {name: finished[name] for name in before}
-        refuse_changes(folder, context.config, before, None)
-        for name in redo:
-            context.checkpoint_path(name).unlink(missing_ok=True)
+        redo = after
+    current = next((name for name in names if context.checkpoint_path(name).exists()), None)
+    if known or finished:
+        kept_going = current if not redo and current not in finished else None
+        refuse_changes(folder, context.config, list(finished), kept_going)
+    _write_state(folder, finished, redo)
+    for name in {*redo, *finished}:  # a finished stage has one if it was killed before removing it
+        context.checkpoint_path(name).unlink(missing_ok=True)
+    if redo:
         rewind(folder, redo)
         drop_metrics(folder / "metrics.jsonl", tuple(redo))
-    elif state_path.exists():
-        current = next((name for name in names if context.checkpoint_path(name).exists()), None)
-        refuse_changes(folder, context.config, list(finished), current)
     dump_config(context.config, folder / "config.yaml")
-    write_json(state_path, {"petomo": __version__, "finished": finished})
+    _write_state(folder, finished)
+    if finished:
+        context.summarise(stage_seconds=finished)
     return finished
+
+
+def _write_state(folder: Path, finished: dict[str, float], redo: Sequence[str] = ()) -> None:
+    state = {"petomo": __version__, "finished": finished}
+    write_json(folder / "state.json", state | ({"redo": list(redo)} if redo else {}))
 
 
 def _run_stages(context: RunContext, stages: Stages, finished: dict[str, float]) -> None:
@@ -144,16 +170,33 @@ def _run_stages(context: RunContext, stages: Stages, finished: dict[str, float])
             drop_metrics(context.folder / "metrics.jsonl", (name,))
         context.reporter.stage(name)
         start = time.monotonic()
-        try:
-            stage(context)
-        except Interrupted as stop:
-            command = f"petomo run {context.folder / 'config.yaml'} --resume --out {context.folder}"
-            raise Interrupted(f"{stop}; resume with: {command}") from None
-        except Exception:
-            LOG.debug("%s: failed", name, exc_info=True)  # into run.log; the console gets one sentence
-            raise
+        _run_stage(context, name, stage)
         finished[name] = round(time.monotonic() - start, 3)
-        write_json(context.folder / "state.json", {"petomo": __version__, "finished": finished})
+        _write_state(context.folder, finished)
         context.summarise(stage_seconds=finished)
         context.checkpoint_path(name).unlink(missing_ok=True)
         context.reporter.log(f"{name}: finished in {finished[name]:.1f} s")
+
+
+def _run_stage(context: RunContext, name: str, stage: Callable[[RunContext], None]) -> None:
+    """One stage, its failures told with its name and how to go on."""
+    config, out = context.folder / "config.yaml", context.folder
+    try:
+        stage(context)
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}; resume with: petomo run {config} --resume --out {out}") from None
+    except Exception as error:
+        LOG.debug("%s: failed", name, exc_info=True)  # into run.log; the console gets one sentence
+        if isinstance(error, OSError):
+            error = write_failure(error.filename or context.folder, error) or error
+        if out_of_memory(error):
+            error = UserError(
+                f"not enough memory ({str(error).splitlines()[0][:120]}); take a smaller volume, "
+                "fewer slices, a smaller batch_size, or another device"
+            )
+        if isinstance(error, UserError):
+            how = f"--from {name}" if isinstance(error, WrongNumbers) else "--resume"
+            raise UserError(
+                f"{name}: {error}; once that is mended, go on with: petomo run {config} {how} --out {out}"
+            ) from error
+        raise

@@ -1,0 +1,113 @@
+"""Numbers that go wrong: a run stops where they do, before they are saved over better ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from petomo.core.errors import UserError
+
+EXPLODED = 100
+"""Rise over the lowest loss, in sizes of the first, that no noise explains."""
+
+UNDONE_IN_VAIN = 4
+"""Passes in a row that a solver may undo for a loss that is no number."""
+
+STEPS = {
+    "ptychography": "shorten ptychography.object.step_size and ptychography.probe.step_size",
+    "alignment": "check the projections in report.html, or leave a bad tilt out with data.exclude",
+    "end_to_end": "shorten end_to_end.volume.step_size and end_to_end.probe.step_size",
+}
+_LOOK = "look at the counts, energy, semi-angle and defocus that `petomo check` prints"
+
+
+class WrongNumbers(UserError):
+    """Settings have to change before the stage can be done."""
+
+
+class Guard:
+    """Watches the losses of a run.
+
+    A part of a stage (a tilt, say) is watched by itself. The lowest loss is forgotten when a run is resumed.
+    """
+
+    def __init__(self):
+        self._first: dict[Any, float] = {}
+        self._lowest: dict[Any, float] = {}
+        self._undone: dict[Any, int] = {}
+
+    def check(self, stage: str, iteration: int, total: int, loss: float, extra: Mapping[str, Any]) -> None:
+        """Refuse a loss that is no finite number, or has exploded.
+
+        Parameters
+        ----------
+        stage : str
+            Stage, or ``stage/part``.
+        iteration, total, loss
+            As reported.
+        extra : mapping
+            ``tilt`` and ``part`` tell losses apart that cannot be compared; ``undone`` says that the solver
+            took the step back and goes on with a shorter one.
+
+        Raises
+        ------
+        WrongNumbers
+            With iteration, tilt and the likely cause.
+        """
+        key = (stage, extra.get("tilt"), extra.get("part"))
+        lowest = self._lowest.get(key, math.inf)
+        undone = self._undone[key] = self._undone.get(key, 0) + 1 if extra.get("undone") else 0
+        where = f"iteration {iteration} of {total}" + (f", tilt {extra['tilt']}" if "tilt" in extra else "")
+        if not math.isfinite(loss) and not 0 < undone < UNDONE_IN_VAIN:
+            raise WrongNumbers(f"the loss is not a finite number in {where}; {_cause(stage, lowest)}")
+        size = max(abs(lowest), abs(self._first.get(key, math.inf)))
+        if loss - lowest > EXPLODED * size and not undone and "part" not in extra:
+            raise WrongNumbers(
+                f"the loss has grown from {lowest:.4g} to {loss:.4g} in {where}; {_cause(stage, lowest)}"
+            )
+        if math.isfinite(loss):
+            self._first.setdefault(key, loss)
+            self._lowest[key] = min(lowest, loss)
+
+
+def _cause(stage: str, lowest: float) -> str:
+    """What most likely made the loss wrong."""
+    remedy = STEPS.get(stage.partition("/")[0], _LOOK)
+    if math.isinf(lowest):  # wrong from the start
+        return f"the start is wrong already, so {_LOOK}; or {remedy}"
+    return f"the steps are too long, so {remedy}"
+
+
+def refuse_nan(state: Any, what: str) -> None:
+    """Refuse tensors and arrays with NaN anywhere in a nested state, before they replace a good one.
+
+    Raises
+    ------
+    WrongNumbers
+        Naming the entry.
+    """
+    if isinstance(state, Mapping):
+        for key, value in state.items():
+            refuse_nan(value, f"{what}.{key}")
+    elif isinstance(state, (list, tuple)):
+        for number, value in enumerate(state):
+            refuse_nan(value, f"{what}.{number}")
+    elif (isinstance(state, Tensor) and bool(torch.isnan(state).any())) or (
+        isinstance(state, np.ndarray) and state.dtype.kind in "fc" and bool(np.isnan(state).any())
+    ):
+        raise WrongNumbers(
+            f"{what} holds values that are not numbers, so the checkpoint before it is kept; "
+            "shorten the step sizes of this stage"
+        )
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that memory ran out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ONE_THREAD := OMP_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint docs bench clean
 
 $(VENV)/.venv-stamp:
 	$(PYTHON) -m venv $(VENV)
@@ -21,7 +21,7 @@ $(VENV)/.run-stamp: $(VENV)/.venv-stamp pyproject.toml constraints.txt
 # dependency groups are read with tomllib, so that an old pip serves as well
 $(VENV)/.dev-stamp: $(VENV)/.run-stamp
 	$(BIN)/python -c "import tomllib; groups = tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']; \
-	print('\n'.join(entry for name in ('test', 'dev') for entry in groups[name] if isinstance(entry, str)))" \
+	print('\n'.join(entry for name in ('test', 'docs', 'dev') for entry in groups[name] if isinstance(entry, str)))" \
 	> $(VENV)/dev-requirements.txt
 	$(PIP) -r $(VENV)/dev-requirements.txt
 	touch $@
@@ -48,6 +48,14 @@ lint: $(VENV)/.dev-stamp
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md docs examples src tests benchmarks
+	$(BIN)/sp-repo-review .
+
+# offline; every warning is an error
+docs: $(VENV)/.dev-stamp
+	rm -rf docs/api/_generated
+	$(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 bench: $(VENV)/.run-stamp
 	$(ONE_THREAD) $(BIN)/python benchmarks/pass_vs_fft.py

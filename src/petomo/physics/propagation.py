@@ -13,7 +13,7 @@ from petomo.core.grid import Grid
 def fresnel(
     grid: Grid, wavelength: float, dz: float | Tensor, band_limit: float | None = None, **kwargs
 ) -> Tensor:
-    """Fresnel propagator ``exp(-i pi lambda q^2 dz)`` on the FFT grid (paper Eq. 4).
+    """Fresnel propagator ``exp(-i pi lambda q^2 dz)`` on the FFT grid (paper Eq. 3, 4).
 
     Parameters
     ----------

@@ -153,6 +153,14 @@ def export(
 
 
 @app.command()
+def view(run_folder: RunFolder) -> None:
+    """Look at the volume and the atoms in napari (install petomo[view])."""
+    from petomo.analysis.viewer import view as view_run
+
+    view_run(run_folder)
+
+
+@app.command()
 def info(
     file: Annotated[Path, typer.Argument(help="Data file, volume or run folder.", show_default=False)],
 ) -> None:

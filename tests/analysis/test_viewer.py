@@ -99,13 +99,16 @@ def test_without_napari_one_sentence_says_what_to_do(folder, monkeypatch):
 
 def test_the_window_opens_filled_and_closes_on_errors(folder, monkeypatch):
     viewer, called = FakeViewer(), []
-    viewer.axes, viewer.scale_bar = SimpleNamespace(visible=False), SimpleNamespace(visible=False)
+    axes, bar = SimpleNamespace(visible=False), SimpleNamespace(visible=False)
+    viewer.canvas = SimpleNamespace(overlays=SimpleNamespace(scale_bar=bar))
+    viewer.scene = SimpleNamespace(overlays=SimpleNamespace(axes=axes))
     viewer.show, viewer.close = (lambda: called.append(len(viewer.points))), (lambda: called.append("close"))
     napari = SimpleNamespace(Viewer=lambda **_: viewer, run=lambda: called.append("run"))
     monkeypatch.setitem(sys.modules, "napari", napari)
     view(folder)
     assert called == [2, "run"]
-    assert viewer.axes.visible
+    assert axes.visible
+    assert bar.visible
     (folder / "volume.mrc").write_text("no volume")
     with pytest.raises(UserError, match="not a sound MRC file"):
         view(folder)

@@ -129,6 +129,6 @@ def view(folder: str | Path) -> None:
     except BaseException:
         viewer.close()
         raise
-    viewer.scale_bar.visible = viewer.axes.visible = True
+    viewer.canvas.overlays.scale_bar.visible = viewer.scene.overlays.axes.visible = True
     viewer.show()
     napari.run()

@@ -1,0 +1,89 @@
+"""`petomo check`: what is wrong with a series, one sentence each, and which key mends it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from petomo.core.dataset import TiltSeries
+from petomo.workflow import findings as beam
+from petomo.workflow import findings_series as scan
+from petomo.workflow.findings import Finding
+from petomo.workflow.measures import Measures, measure
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Findings, the worst first, and what was measured and found in order."""
+
+    findings: tuple[Finding, ...]
+    measured: tuple[str, ...]
+    seconds: float
+
+
+def diagnose(
+    series: TiltSeries, electrons: Sequence[float], on_tilt: Callable[[int, int], None] | None = None
+) -> Diagnosis:
+    """Measure a series and judge it.
+
+    Parameters
+    ----------
+    series : TiltSeries
+        Opened series.
+    electrons : sequence of float
+        Electrons recorded per tilt, from `petomo.io.readers.validate_counts`.
+    on_tilt : callable, optional
+        Called with (tilts done, tilts in all).
+    """
+    found = measure(series, on_tilt)
+    findings = [
+        *beam.unusable(found),
+        *scan.orientation(found),
+        *scan.defocus(found),
+        *beam.bad_pixels(found),
+        *beam.saturation(found),
+        *beam.disk(found),
+        *beam.centre(found),
+        *beam.drift(found),
+        *scan.dose(found, electrons),
+        *scan.misplaced(found),
+        *scan.profile(found),
+    ]
+    findings.sort(key=lambda finding: ("error", "warning", "note").index(finding.severity))
+    return Diagnosis(tuple(findings), tuple(_measured(found)), found.seconds)
+
+
+def _measured(found: Measures) -> list[str]:
+    """What was looked at, so that silence is not taken for an answer."""
+    lines = []
+    disks = [tilt.disk for tilt in found.tilts if tilt.disk]
+    if disks:
+        radius = np.median([disk.radius for disk in disks])
+        furthest = max(max(map(abs, disk.centre)) for disk in disks)
+        drifts = [np.abs(tilt.drift).max() for tilt in found.tilts if tilt.drift is not None]
+        lines.append(
+            f"bright-field disk seen at {radius:.1%} of the nominal radius, "
+            f"at most {furthest:.2f} pixels off centre"
+            + (f", moving {max(drifts):.2f} pixels across a scan" if drifts else "")
+        )
+    else:
+        lines.append("no bright-field disk stands out: its size, centre and drift are not checked")
+    voted = found.orientation
+    if voted is None:
+        why = found.trouble or "in focus, or nothing to see"
+        lines.append(f"how the detector lies against the scan cannot be told from the data ({why})")
+    else:
+        lines.append(
+            f"scan rotation {math.degrees(voted.rotation):.1f} +- {math.degrees(voted.error):.1f} degrees"
+            + (" of the transposed patterns" if voted.mirrored else "")
+            + f" by the data ({voted.votes} of {len(found.tilts)} tilts agree, handedness "
+            f"{voted.handedness_confidence:.0%}, half turn {voted.turn_confidence:.0%} sure)"
+        )
+    if found.correlations is not None:
+        order = np.argsort(found.series.stage_tilts.numpy())
+        beside = np.median(np.diag(found.correlations[np.ix_(order, order)], 1))
+        lines.append(f"images at neighbouring tilts correlate by {beside:.2f} (median)")
+    return lines

@@ -1,0 +1,214 @@
+"""What is wrong with the detector and the beam: one `Finding` each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from petomo.workflow.measures import Measures, TiltMeasures
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with a series.
+
+    Parameters
+    ----------
+    kind : str
+        Which check found it.
+    severity : str
+        ``error``: no run is possible; ``warning``: a run would suffer; ``note``: worth knowing.
+    sentence : str
+        What is wrong.
+    action : str
+        What to do.
+    keys : dict
+        Configuration keys and what to set them to; empty if none helps.
+    tilts : tuple of str
+        Those concerned; empty if all.
+    confidence : float or None
+        0 to 1, where tilts voted.
+    measured : dict
+        Numbers behind it, units in the names.
+    """
+
+    kind: str
+    severity: Literal["error", "warning", "note"]
+    sentence: str
+    action: str
+    keys: dict[str, Any]
+    tilts: tuple[str, ...] = ()
+    confidence: float | None = None
+    measured: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.sentence}; {self.action}"
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names with commas, the rest counted."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def unusable(found: Measures) -> list[Finding]:
+    """A disk too small to hold a probe."""
+    if min(found.radii) >= 1.5:
+        return []
+    return [
+        Finding(
+            "disk_too_small",
+            "error",
+            f"the bright-field disk has a radius of {min(found.radii):.2g} detector pixels by calibration, "
+            "so no probe can be told from it",
+            "check data.semiangle_mrad, data.energy_kev and data.dk_per_angstrom, or bin the patterns less",
+            {},
+        )
+    ]
+
+
+def _as_stored(image: np.ndarray, flip: tuple[bool, bool, bool]) -> np.ndarray:
+    """Undo `FourDSTEM.flip`."""
+    image = image.T if flip[2] else image
+    image = image[:, ::-1] if flip[1] else image
+    return image[::-1] if flip[0] else image
+
+
+def bad_pixels(found: Measures) -> list[Finding]:
+    """Hot and dead pixels, where they are in the files."""
+    out = []
+    for kind, mask, words in (
+        ("hot_pixels", found.hot, "are hot, more than twice as bright as what is around"),
+        ("dead_pixels", found.dead, "are dead, dark between lit ones"),
+    ):
+        where = [[int(y), int(x)] for y, x in np.argwhere(_as_stored(mask, found.series[0].flip))]
+        if where:
+            places = listed([f"[{y}, {x}]" for y, x in where])
+            out.append(
+                Finding(
+                    kind,
+                    "warning",
+                    f"{len(where)} detector pixel(s) {words}: [ky, kx] as stored {places}",
+                    "replace them in the files by the median of their neighbours",
+                    {},
+                    measured={"pixels": where},
+                )
+            )
+    return out
+
+
+def saturation(found: Measures) -> list[Finding]:
+    """Tilts in which the detector clips."""
+    clipped = [tilt for tilt in found.tilts if tilt.saturation[1]]
+    if not clipped:
+        return []
+    worst = max(clipped, key=lambda tilt: tilt.saturation[1])
+    level, pixels = worst.saturation
+    return [
+        Finding(
+            "saturation",
+            "warning",
+            f"the detector clips at {level:.4g} electrons in {len(clipped)} of {len(found.tilts)} tilts, "
+            f"{pixels} pixels of {worst.name} at worst",
+            "leave these tilts out with data.exclude, or record them with less current or shorter dwell",
+            {},
+            tuple(tilt.name for tilt in clipped),
+            measured={
+                tilt.name: dict(zip(("level", "pixels"), tilt.saturation, strict=True)) for tilt in clipped
+            },
+        )
+    ]
+
+
+def disk(found: Measures) -> list[Finding]:
+    """Radius and roundness of the disk against the calibration."""
+    disks = [tilt.disk for tilt in found.tilts if tilt.disk]
+    if not disks:
+        return []
+    first, pixels = found.series[0], min(found.radii)
+    radius, stretch = (float(np.median([getattr(d, name) for d in disks])) for name in ("radius", "stretch"))
+    out = []
+    if abs(stretch - 1) > max(0.03, 0.5 / pixels):
+        dk = first.detector_sampling[0] / math.sqrt(stretch), first.detector_sampling[1] * math.sqrt(stretch)
+        dk = dk[::-1] if first.flip[2] else dk
+        keys: dict[str, Any] = {"data.dk_per_angstrom": [float(f"{d:.4g}") for d in dk]}
+        out.append(
+            Finding(
+                "detector_stretch",
+                "warning",
+                f"the bright-field disk is {abs(stretch - 1):.1%} {'higher' if stretch > 1 else 'wider'} "
+                "than round by the calibration",
+                f"set data.dk_per_angstrom: {keys['data.dk_per_angstrom']} unless the aperture is not round",
+                keys,
+                measured={"height_over_width": stretch},
+            )
+        )
+    if abs(radius - 1) > max(0.025, 0.3 / pixels):
+        angle = float(f"{first.semiangle_mrad * radius:.4g}")
+        dk = tuple(d / radius for d in first.detector_sampling)
+        out.append(
+            Finding(
+                "semiangle",
+                "warning",
+                f"the bright-field disk is {abs(radius - 1):.1%} {'larger' if radius > 1 else 'smaller'} "
+                f"than {first.semiangle_mrad:.4g} mrad by the calibration",
+                f"set data.semiangle_mrad: {angle:.4g}, or, if the semi-angle is sure, data.dk_per_angstrom: "
+                f"[{', '.join(f'{d:.4g}' for d in (dk[::-1] if first.flip[2] else dk))}]",
+                {"data.semiangle_mrad": angle},
+                measured={"radius_over_nominal": radius},
+            )
+        )
+    return out
+
+
+def centre(found: Measures) -> list[Finding]:
+    """Patterns that are not centred."""
+    off = [t for t in found.tilts if t.disk and max(map(abs, t.disk.centre)) > 0.6]
+    if not off:
+        return []
+    worst = max(off, key=lambda t: math.hypot(*t.disk.centre) if t.disk else 0.0)
+    y, x = worst.disk.centre if worst.disk else (0.0, 0.0)
+    return [
+        Finding(
+            "beam_centre",
+            "warning",
+            f"the bright-field disk lies off the middle pixel n // 2 in {len(off)} of {len(found.tilts)} "
+            f"tilts, by ({y:+.1f}, {x:+.1f}) pixels (ky, kx) in {worst.name}",
+            "shift the patterns so that zero frequency lies at pixel n // 2",
+            {},
+            tuple(t.name for t in off),
+            measured={t.name: list(t.disk.centre) for t in off if t.disk},
+        )
+    ]
+
+
+def drift(found: Measures) -> list[Finding]:
+    """Disks that move while the beam is scanned."""
+    limit = max(0.3, 0.025 * min(found.radii))
+
+    def drifts(tilt: TiltMeasures) -> bool:
+        if tilt.drift is None or tilt.drift_error is None:
+            return False
+        return bool(((np.abs(tilt.drift) > limit) & (np.abs(tilt.drift) > 5 * tilt.drift_error)).any())
+
+    moved = [tilt for tilt in found.tilts if drifts(tilt)]
+    if not moved:
+        return []
+    worst = max(moved, key=lambda tilt: np.abs(np.asarray(tilt.drift)).max())
+    along_y, along_x = np.linalg.norm(np.asarray(worst.drift), axis=0)
+    return [
+        Finding(
+            "descan",
+            "warning",
+            f"the bright-field disk moves with the scan in {len(moved)} of {len(found.tilts)} tilts: by "
+            f"{along_y:.1f} pixels from the first to the last scan row and {along_x:.1f} along a row "
+            f"in {worst.name}",
+            "correct the descan: shift every pattern back by the plane fitted to the disk's centre",
+            {},
+            tuple(tilt.name for tilt in moved),
+            measured={tilt.name: tilt.drift.tolist() for tilt in moved if tilt.drift is not None},
+        )
+    ]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
+
+from docutils import nodes
+from sphinx import addnodes
 
 project = "petomo"
 author = "The petomo developers"
@@ -50,3 +54,24 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0072B2", "color-brand-content": "#0072B2"},
     "dark_css_variables": {"color-brand-primary": "#56B4E9", "color-brand-content": "#56B4E9"},
 }
+
+
+def link_functions(_app, doctree: nodes.document) -> None:
+    """Make `petomo.module.function` in a page's text a link to the API, shown without the package's name."""
+    for literal in list(doctree.findall(nodes.literal)):
+        name = literal.astext()
+        linked = isinstance(literal.parent, (addnodes.pending_xref, nodes.reference, nodes.title))
+        if linked or not re.fullmatch(r"petomo(\.\w+)+", name):
+            continue
+        target = addnodes.pending_xref("", refdomain="py", reftype="obj", reftarget=name, refexplicit=True)
+        literal.replace_self(target)
+        head, *rest = name.split(".")[1:]
+        literal[:] = [nodes.Text(head)]
+        for part in rest:  # a long name may break before a dot
+            literal += [nodes.raw("", "<wbr>", format="html"), nodes.Text(f".{part}")]
+        target += literal
+
+
+def setup(app) -> None:
+    """Called by Sphinx."""
+    app.connect("doctree-read", link_functions, priority=900)

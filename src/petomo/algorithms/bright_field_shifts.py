@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from petomo.algorithms.bright_field_stack import BrightFieldStack
+from petomo.core.least_squares import least_squares
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _robust_fit(k: Tensor, shifts: Tensor, weights: Tensor) -> tuple[Tensor, flo
     matrix, miss = torch.zeros(2, 2, dtype=torch.float64), shifts.norm(dim=-1)
     for _ in range(5):
         root = weights[keep].sqrt()[:, None]
-        matrix = torch.linalg.lstsq(k[keep] * root, shifts[keep] * root).solution.T
+        matrix = least_squares(k[keep] * root, shifts[keep] * root).T
         miss = (shifts - k @ matrix.T).norm(dim=-1)
         keep = miss <= 3 * miss.median() + 1e-9
     return matrix, float(miss[keep].square().mean().sqrt())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from petomo.algorithms.descent_options import DescentOptions
+from petomo.core.least_squares import least_squares
 from petomo.models.ptycho_tomography import PtychoTomography
 from petomo.models.ptychography import Ptychography
 
@@ -172,7 +173,7 @@ def stray_positions(positions: Tensor, scan: Tensor) -> Tensor:
     """What is left of positions ``(k, 2)`` after the best affine map of the nominal scan."""
     basis = affine_basis(scan.double()).reshape(-1, 6)
     flat = positions.double().reshape(-1, 1)
-    fit = basis @ torch.linalg.lstsq(basis, flat).solution
+    fit = basis @ least_squares(basis, flat)
     return (flat - fit).view(-1, 2).to(positions.dtype)
 
 

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,6 +66,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path``, which must not exist, once the block succeeds."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with disk_errors(path):
+            temporary.mkdir()
+            yield temporary
+            for written in temporary.iterdir():
+                with open(written, "rb") as file:
+                    os.fsync(file.fileno())
+            os.rename(temporary, path)
+            _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _sync_folder(folder: Path) -> None:
     """Bring a rename to the disk, where the file system has such a thing."""
     with suppress(OSError):
@@ -82,9 +101,12 @@ def is_temporary(path: Path) -> bool:
 
 def remove_temporaries(folder: str | Path) -> list[Path]:
     """Remove what killed writers left below ``folder``; nobody may be writing there."""
-    found = [path for path in Path(folder).rglob(".*") if is_temporary(path) and path.is_file()]
+    found = [path for path in Path(folder).rglob(".*") if is_temporary(path)]
     for path in found:
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     return found
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from petomo.core.electron import wavelength
 from petomo.core.grid import Grid
+from petomo.core.least_squares import least_squares
 from petomo.physics.fourier import fft2, ifft2, phase_ramp
 
 #: Krivanek coefficients Cnm: radial order n + 1, azimuthal symmetry m.
@@ -248,6 +249,7 @@ def fit_defocus(probe: Tensor, grid: Grid, energy_ev: float, semiangle_mrad: flo
         values.append(product.angle().flatten())
         weights.append(product.abs().flatten())
     design, target, weight = torch.cat(rows), torch.cat(values), torch.cat(weights).sqrt()
-    solution = torch.linalg.lstsq(design * weight[:, None], (target * weight)[:, None]).solution[:, 0]
+    root = weight[:, None]
+    solution = least_squares(design * root, target[:, None] * root)[:, 0]
     c10, c12a, c12b = (float(-s / (math.pi * lam)) for s in solution[:3])
     return {"C10": c10, "C12": math.hypot(c12a, c12b), "phi12": math.atan2(c12b, c12a) / 2}

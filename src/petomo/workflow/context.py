@@ -12,7 +12,7 @@ import torch
 
 from petomo.core.dataset import TiltSeries
 from petomo.io.artefacts import read_json, write_json
-from petomo.io.atomic import atomic_path
+from petomo.io.atomic import atomic_folder, atomic_path
 from petomo.io.checkpoint import load_checkpoint, save_checkpoint
 from petomo.io.metrics import read_metrics, truncate_metrics
 from petomo.workflow.callbacks import Interrupted, Reporter
@@ -67,21 +67,23 @@ class RunContext:
     def inputs(self, stage: str, *names: str) -> Path:
         """Folder ``inputs/STAGE`` with the artefacts a stage starts from.
 
-        They are copied there when the stage first starts, so that a stage which replaces them (positions,
-        probes, poses) finds the same ones when it is resumed or redone; see `rewind`.
+        They are copied there, all or none, by the stage's first call, so that a stage which replaces them
+        (positions, probes, poses) finds the same ones when it is resumed or redone; see `rewind`.
 
         Parameters
         ----------
         stage : str
             Stage's name.
         *names : str
-            Files of the run folder; one that is not there is left out.
+            Files of the run folder; one that is not there is left out. Later calls need not name them.
         """
         folder = self.folder / "inputs" / stage
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            if not (folder / name).exists() and (self.folder / name).exists():
-                _copy(self.folder / name, folder / name)
+        if not folder.exists():
+            folder.parent.mkdir(exist_ok=True)
+            with atomic_folder(folder) as temporary:
+                for name in names:
+                    if (self.folder / name).exists():
+                        shutil.copyfile(self.folder / name, temporary / name)
         return folder
 
     def iteration(

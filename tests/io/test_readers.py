@@ -8,7 +8,8 @@ import zarr
 from zarr.storage import ZipStore
 
 from petomo.core.errors import UserError
-from petomo.io.readers import find_tilts, open_tilt_series, read_angles, validate_counts
+from petomo.io.angles import read_angles
+from petomo.io.readers import find_tilts, open_tilt_series, validate_counts
 from petomo.io.settings import DataSettings
 from petomo.io.sources import FileSource, open_source
 

@@ -11,9 +11,11 @@ import numpy as np
 
 from petomo.core.errors import UserError
 from petomo.io.artefacts import read_json
+from petomo.io.hdf5 import hdf5_datasets
 from petomo.io.metrics import read_metrics
-from petomo.io.sources import ZARR_SUFFIXES, hdf5_datasets, open_npy, open_zarr_node, zarr_arrays
+from petomo.io.sources import open_npy
 from petomo.io.volumes import read_mrc
+from petomo.io.zarr_files import ZARR_SUFFIXES, zarr_lines
 
 
 def _attribute_lines(attributes: Any) -> list[str]:
@@ -34,10 +36,12 @@ def _hdf5(path: Path) -> list[str]:
 
 
 def _zarr(path: Path) -> list[str]:
-    with open_zarr_node(path) as node:
-        lines = _attribute_lines(node.attrs)
-        for name, array in zarr_arrays(node).items():
-            lines += [_array_line(f"/{name}", array)] + (_attribute_lines(array.attrs) if name else [])
+    lines = []
+    for name, shape, dtype, chunks, attributes in zarr_lines(path):
+        lines += [
+            f"/{name}: {shape} {dtype}" + (f", chunks {chunks}" if chunks else ""),
+            *_attribute_lines(attributes),
+        ]
     return lines
 
 

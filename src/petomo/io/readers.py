@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -13,9 +12,12 @@ import numpy as np
 from petomo.core.dataset import FourDSTEM, TiltSeries
 from petomo.core.electron import mrad_to_inverse_angstrom
 from petomo.core.errors import UserError
+from petomo.io.angles import order_by_name, read_named_angles
+from petomo.io.file_source import Source
 from petomo.io.metadata import Metadata, as_text
 from petomo.io.settings import DataSettings
-from petomo.io.sources import FileSource, open_source
+from petomo.io.sources import open_source
+from petomo.io.window import Window, windowed
 
 Pair = tuple[float, float]
 
@@ -48,32 +50,17 @@ def find_tilts(data: DataSettings) -> list[Path]:
     return paths
 
 
-def read_angles(path: Path) -> list[float]:
-    """Stage tilts in degrees: a JSON list, or one a line (.tlt, .rawtlt, .txt)."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; correct data.stage_tilt_degree") from None
-    try:
-        values = json.loads(text) if path.suffix.lower() == ".json" else text.split()
-        angles = [float(value) for value in values]
-    except (ValueError, TypeError):
-        raise UserError(
-            f"{path}: this should hold one angle in degrees per line, or a JSON list of them"
-        ) from None
-    if not all(map(math.isfinite, angles)):
-        raise UserError(f"{path}: an angle is not a finite number; give every stage tilt in degrees")
-    return angles
-
-
-def _stage_tilts(data: DataSettings, count: int) -> list[float] | list[None]:
+def _stage_tilts(data: DataSettings, paths: list[Path]) -> list[float] | list[None]:
     given = data.stage_tilt_degree
     if given is None:
-        return [None] * count
-    angles = read_angles(Path(given)) if isinstance(given, str) else list(given)
-    if len(angles) != count:
+        return [None] * len(paths)
+    angles, names = read_named_angles(Path(given)) if isinstance(given, str) else (list(given), None)
+    order = order_by_name(names, [path.name for path in paths])
+    if order is not None:
+        return [angles[index] for index in order]
+    if len(angles) != len(paths):
         raise UserError(
-            f"data.stage_tilt_degree has {len(angles)} angles for {count} tilt files; "
+            f"data.stage_tilt_degree has {len(angles)} angles for {len(paths)} tilt files; "
             "give exactly one per file, those left out by data.exclude included"
         )
     return angles
@@ -92,7 +79,16 @@ def _detector_sampling(
     return "data.dk_per_angstrom", data.dk_per_angstrom
 
 
-def _scan_shape(data: DataSettings, path: Path, source: FileSource) -> tuple[int, int]:
+def _angle_to_frequency(known: Metadata, energy_ev: float) -> None:
+    """A detector pixel that the file gives in mrad, in 1/angstrom."""
+    angle, frequency = "detector_sampling_mrad", "detector_sampling_inv_angstrom"
+    if angle in known.attributes and frequency not in known.attributes:
+        per_mrad = mrad_to_inverse_angstrom(1.0, energy_ev)
+        known.attributes[frequency] = np.asarray(known.attributes[angle], float) * per_mrad
+        known.origins[frequency] = known.label(angle)
+
+
+def _scan_shape(data: DataSettings, path: Path, source: Source) -> tuple[int, int]:
     stored, given, count = source.array_shape[:-2], data.scan_shape, source.shape[0]
     if len(stored) == 2:
         if given is not None and tuple(given) != tuple(stored):
@@ -125,14 +121,17 @@ def open_tilt(path: Path, data: DataSettings, stage_tilt_degree: float | None) -
     if 0 in source.array_shape:
         raise UserError(f"{path}: the patterns have shape {source.array_shape}, so there is nothing in them")
     scan_shape = _scan_shape(data, path, source)
-    known = Metadata(path, source.attributes)
+    known = Metadata(path, dict(source.attributes), dict(source.origins), source.remark, data.override)
     (energy_kev,) = known.need("energy_ev", "data.energy_kev", data.energy_kev, scale=1e-3)
     energy_ev = energy_kev * 1e3
     key, sampling = _detector_sampling(data, source.shape[1:], energy_ev)
+    _angle_to_frequency(known, energy_ev)
     sampling = known.need("detector_sampling_inv_angstrom", key, sampling, count=2)
     (semiangle,) = known.need("semiangle_mrad", "data.semiangle_mrad", data.semiangle_mrad)
     step = known.need("scan_step_angstrom", "data.scan_step_angstrom", data.scan_step_angstrom, count=2)
-    tilt = known.get("nominal_tilt_deg", "data.stage_tilt_degree", stage_tilt_degree, absolute=1e-3)
+    # an instrument's readout of the stage is never just what was asked for
+    tolerance = 0.1 if "nominal_tilt_deg" in known.origins else 1e-3
+    tilt = known.get("nominal_tilt_deg", "data.stage_tilt_degree", stage_tilt_degree, absolute=tolerance)
     if tilt is None:
         raise UserError(
             f"{path}: there is no attribute nominal_tilt_deg in the file; give data.stage_tilt_degree"
@@ -143,11 +142,13 @@ def open_tilt(path: Path, data: DataSettings, stage_tilt_degree: float | None) -
     defocus = known.get(
         "nominal_defocus_angstrom", "data.defocus_angstrom", data.defocus_angstrom, absolute=1e-3
     )
+    window = Window(data.scan_window, data.pattern_centre, data.pattern_shape, data.zero_below_counts)
+    part = windowed(path, source, scan_shape, window) if window else None
     return FourDSTEM(
-        source=source,
+        source=part or source,
         energy_ev=energy_ev,
         semiangle_mrad=semiangle,
-        scan_shape=scan_shape,
+        scan_shape=part.scan if part else scan_shape,
         scan_step=(step[0], step[1]),
         detector_sampling=(sampling[1], sampling[0]) if data.flip[2] else (sampling[0], sampling[1]),
         stage_tilt=math.radians(tilt[0]),
@@ -178,7 +179,7 @@ def open_tilt_series(data: DataSettings) -> TiltSeries:
         One sentence on the first thing that is wrong.
     """
     paths = find_tilts(data)
-    angles = _stage_tilts(data, len(paths))
+    angles = _stage_tilts(data, paths)
     if data.exclude and max(data.exclude) >= len(paths):
         raise UserError(
             f"data.exclude names tilt {max(data.exclude)}, but the tilts are 0 to {len(paths) - 1}"

@@ -9,6 +9,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     model_validator,
@@ -58,15 +60,16 @@ class DataSettings(Section):
         default="*.h5", description="a glob or a list of files, one per tilt, sorted by name"
     )
     dataset: str | None = Field(
-        default=None, description="path inside HDF5 or Zarr; default: the only dataset that fits"
+        default=None,
+        description="path inside HDF5 or Zarr, number or title of a vendor file's signal; "
+        "default: the only one that fits",
     )
     stage_tilt_degree: list[float] | str | None = Field(
         default=None,
-        description="one angle per tilt: a list, or a .tlt, .rawtlt or .json file; default: from the files",
+        description="one angle per tilt: a list, or a .tlt, .rawtlt, .mdoc, .star, .json or .npy file; "
+        "default: from the files",
     )
-    exclude: list[Annotated[int, Field(ge=0)]] = Field(
-        default=[], description="tilts left out, counted from 0"
-    )
+    exclude: list[NonNegativeInt] = Field(default=[], description="tilts left out, counted from 0")
     energy_kev: PositiveFloat | None = Field(default=None, description="beam energy in keV")
     semiangle_mrad: PositiveFloat | None = Field(default=None, description="convergence semi-angle in mrad")
     scan_shape: tuple[PositiveInt, PositiveInt] | None = Field(
@@ -96,6 +99,32 @@ class DataSettings(Section):
     defocus_angstrom: float | None = Field(
         default=None, description="first guess in angstrom, positive = underfocus (C10 = -defocus)"
     )
+
+    override: bool = Field(
+        default=False, description="true = where files and settings contradict each other, the settings hold"
+    )
+    scan_window: tuple[NonNegativeInt, PositiveInt, NonNegativeInt, PositiveInt] | None = Field(
+        default=None, description="[y0, y1, x0, x1] scan positions to keep, ends excluded; null = all"
+    )
+    pattern_centre: tuple[NonNegativeFloat, NonNegativeFloat] | None = Field(
+        default=None,
+        description="[ky, kx] pixel of the undeflected beam as stored, rounded to a whole one; null = n // 2",
+    )
+    pattern_shape: tuple[PositiveInt, PositiveInt] | None = Field(
+        default=None,
+        description="[ky, kx] pixels to cut out around the beam, zero beyond the detector; null = as stored",
+    )
+    zero_below_counts: PositiveFloat | None = Field(
+        default=None,
+        description="counts below this are readout noise and become 0 (EMPAD, other integrating detectors)",
+    )
+
+    @model_validator(mode="after")
+    def _window_not_empty(self) -> DataSettings:
+        window = self.scan_window
+        if window is not None and (window[0] >= window[1] or window[2] >= window[3]):
+            raise ValueError("has a scan_window that is not [y0, y1, x0, x1] with y0 < y1 and x0 < x1")
+        return self
 
     @model_validator(mode="after")
     def _one_sampling(self) -> DataSettings:

@@ -11,9 +11,10 @@ import torch
 from petomo import __version__
 from petomo.core.dataset import TiltSeries
 from petomo.core.errors import UserError
-from petomo.io.artefacts import read_json, read_poses, write_json
+from petomo.io.artefacts import read_json, write_json
 from petomo.io.atomic import remove_temporaries, write_failure
 from petomo.io.metrics import drop_metrics
+from petomo.io.poses import load_poses
 from petomo.io.readers import open_tilt_series, validate_counts
 from petomo.workflow.callbacks import LOG, Interrupted, Reporter
 from petomo.workflow.config import Config, dump_config
@@ -55,8 +56,12 @@ def open_input(config: Config) -> tuple[TiltSeries, torch.device]:
     device = choose_device(config.compute.device)
     series = open_tilt_series(config.data)
     path = config.alignment.poses
-    if path is not None and len(poses := read_poses(path)[0]) != len(series):
-        raise UserError(f"{path}: this holds {len(poses)} poses for {len(series)} tilts; give one per tilt")
+    if path is not None:
+        poses, _ = load_poses(path, [tilt.name for tilt in series])
+        if len(poses) != len(series):
+            raise UserError(
+                f"{path}: this holds {len(poses)} poses for {len(series)} tilts; give one per tilt"
+            )
     return series, device
 
 

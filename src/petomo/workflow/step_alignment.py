@@ -10,7 +10,8 @@ from petomo.algorithms.linear_tomography import TomographyOptions, reconstruct_l
 from petomo.algorithms.tilt_alignment import AlignmentOptions, AlignmentStage, align
 from petomo.core.grid import Grid
 from petomo.core.pose import Poses
-from petomo.io.artefacts import read_poses, read_positions, write_poses, write_positions
+from petomo.io.artefacts import read_positions, write_poses, write_positions
+from petomo.io.poses import load_poses
 from petomo.io.volumes import read_mrc, write_mrc
 from petomo.models.projections import ProjectionGeometry
 from petomo.objectives.filters import Gaussian
@@ -28,7 +29,7 @@ def alignment(context: RunContext) -> None:
     weights = scan_weights(context, grids)
     positions, initial = read_positions(context.inputs(STAGE, "positions.h5") / "positions.h5")
     if config.alignment.poses is not None:
-        poses = read_poses(config.alignment.poses)[0]
+        poses, _ = load_poses(config.alignment.poses, [tilt.name for tilt in series])
     else:
         saved = context.restore(STAGE) or {}
         bundled = saved.get("bundle")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -79,6 +81,10 @@ def run(
     start_from: Annotated[
         str | None, typer.Option("--from", help="Redo this stage and the later ones.")
     ] = None,
+    live: Annotated[
+        int | None,
+        typer.Option("--live", min=0, max=65535, help="Port of a page that follows the run; 0: any."),
+    ] = None,
     set_: Settings = [],  # noqa: B006
 ) -> None:
     """Reconstruct: bright field, ptychography, alignment, end-to-end, analysis, report."""
@@ -87,8 +93,10 @@ def run(
     from petomo.workflow.runner import run as run_stages
 
     settings = load_config(config, set_)
+    folder = out or Path("runs") / settings.name
     try:
-        run_stages(settings, out or Path("runs") / settings.name, resume, start_from)
+        with _followed(folder, live):
+            run_stages(settings, folder, resume, start_from)
     except Interrupted as stop:
         typer.echo(f"petomo: {stop}", err=True)
         raise typer.Exit(130) from None
@@ -172,6 +180,21 @@ def info(
 
 
 @app.command()
+def poses(
+    source: Annotated[Path, typer.Argument(help="Run folder, .json, .star or .xf file.", show_default=False)],
+    to: Annotated[Path | None, typer.Option("--to", help="File to write: .json, .star or .xf.")] = None,
+    pixel_angstrom: Annotated[
+        float | None, typer.Option(help="Pixel of IMOD's .xf; default: of the image stack beside it.")
+    ] = None,
+) -> None:
+    """Show the poses of all tilts, or write them for other programs (RELION STAR, IMOD .xf with .rawtlt)."""
+    from petomo.io.pose_exchange import exchange_poses
+
+    for line in exchange_poses(source, to, pixel_angstrom):
+        typer.echo(line)
+
+
+@app.command()
 def schema() -> None:
     """Print the configuration's JSON schema, for completion in editors."""
     import json
@@ -179,6 +202,19 @@ def schema() -> None:
     from petomo.workflow.config import Config
 
     typer.echo(json.dumps(Config.model_json_schema(), indent=1))
+
+
+@contextmanager
+def _followed(folder: Path, port: int | None) -> Iterator[None]:
+    """The live page of a run, if asked for."""
+    if port is None:
+        yield
+        return
+    from petomo.workflow.live import live_page
+
+    with live_page(folder, port) as address:
+        typer.echo(f"the run can be followed at {address} on this machine", err=True)
+        yield
 
 
 def _need_folder(path: Path, what: str) -> None:

@@ -62,14 +62,29 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def bright_field_images(tilts: Sequence[tuple[np.ndarray, Mapping[str, Any]]]) -> Figure:
-    """Direct phase images of some tilts in radian, with method and fitted defocus."""
+def bright_field_images(
+    tilts: Sequence[tuple[np.ndarray, Mapping[str, Any]]], field: Sequence[float] | None = None
+) -> Figure:
+    """Direct phase images of some tilts in radian, with method and fitted defocus.
+
+    Parameters
+    ----------
+    tilts : sequence of (phase, attributes)
+        As `petomo.io.artefacts.read_bright_field` gives them.
+    field : (float, float), optional
+        Height and width of an image in angstrom (it may have more pixels than the scan), for its scale bar.
+    """
     shown = spread(len(tilts))
     figure, axes = grid(len(shown), columns=3, width=3.0, height=2.4)
     for axis, number in zip(axes, shown, strict=True):
         phase, attributes = tilts[number]
-        image = axis.imshow(phase, cmap="gray", origin="lower")
+        pixel = (field[0] / phase.shape[0], field[1] / phase.shape[1]) if field else (1.0, 1.0)
+        image = axis.imshow(phase, cmap="gray", origin="lower", aspect=pixel[0] / pixel[1])
         colourbar(figure, image, axis, "rad")
+        if field:
+            scale_bar(axis, phase.shape[1], pixel[1])
+        axis.set_xticks([])
+        axis.set_yticks([])
         words = defocus_in_words(attributes.get("defocus_angstrom"))
         title(axis, f"tilt {number}: {attributes.get('method', 'phase')}\n{words}")
         label(axis, "scan x", "scan y")
@@ -133,6 +148,7 @@ def scan_positions(refined: Sequence[np.ndarray], initial: Sequence[np.ndarray])
         start, step = initial[number], refined[number] - initial[number]
         offset = step.mean(axis=0)
         step = step - offset
+        shift_x, shift_y = np.round(offset, 2) + 0.0  # no minus before a zero
         rms = float(np.sqrt((step**2).sum(axis=1).mean()))
         spacing = float(np.sqrt(np.prod(np.ptp(start, axis=0)) / max(len(start), 1)))
         magnified = bar_length(4 * 0.7 * spacing / rms) if rms > 0 and spacing > 0 else 1.0
@@ -143,7 +159,7 @@ def scan_positions(refined: Sequence[np.ndarray], initial: Sequence[np.ndarray])
         axis.plot(*start.T, ".", ms=1.5, color="0.5")
         axis.set_aspect("equal")
         words = f"tilt {number}: rms {rms:.2g} Å, arrows x {magnified:g}"
-        title(axis, f"{words}\ncommon offset ({offset[0]:.2f}, {offset[1]:.2f}) Å")
+        title(axis, f"{words}\ncommon offset ({shift_x:.2f}, {shift_y:.2f}) Å")
         label(axis, "x (Å)", "y (Å)")
     return figure
 
@@ -182,15 +198,13 @@ def poses(
     return figure
 
 
-def pattern_pair(measured: np.ndarray, model: np.ndarray, heading: str) -> Figure:
+def pattern_pair(measured: np.ndarray, model: np.ndarray) -> Figure:
     """A measured pattern, its model and their difference in noise widths, centred, square-root scale.
 
     Parameters
     ----------
     measured, model : np.ndarray
         Electrons ``ky kx``.
-    heading : str
-        Title of the figure.
     """
     figure, axes = grid(3, columns=3, width=3.0, height=2.8)
     top = float(np.sqrt(max(measured.max(), model.max(), 1e-12)))
@@ -206,5 +220,4 @@ def pattern_pair(measured: np.ndarray, model: np.ndarray, heading: str) -> Figur
     for axis in axes:
         axis.set_xticks([])
         axis.set_yticks([])
-    figure.suptitle(heading, fontsize=10)
     return figure

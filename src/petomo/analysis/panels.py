@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
+from PIL import Image
 
 # Okabe & Ito's palette: told apart with any colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 PLANES = (("z", "x", "y"), ("y", "x", "z"), ("x", "y", "z"))  # cut, across, down the panel
-_DPI = 110
+_DPI = 160  # of the images
+_SHOWN_DPI = 115  # of a page's pixels, of which three panels fill a line
+_MARGIN = 6  # pixels around a panel that is cut out
 
 
 def grid(count: int, *, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -86,8 +91,49 @@ def element_colours(symbols: np.ndarray) -> tuple[dict[str, str], dict[str, floa
     return colours, {s: 45.0 / (1 + 0.8 * i) for i, s in enumerate(present)}
 
 
-def as_data_uri(figure: Figure) -> str:
-    """The figure as a PNG inside a ``data:`` address."""
+@dataclass(frozen=True)
+class Panel:
+    """One panel of a figure as a PNG in a ``data:`` address; sizes in pixels of a page."""
+
+    source: str
+    width: int
+    height: int
+    title: str
+
+
+def as_panels(figure: Figure) -> list[Panel]:
+    """The figure's panels as images, each with its colour bar, so that a narrow page can stack them."""
+    figure.set_dpi(_DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    shown = [axis for axis in figure.axes if axis.axison or axis.images]
+    bars = [axis for axis in shown if axis.get_label() == "<colorbar>"]
+    boxes = {axis: axis.get_tightbbox() for axis in shown}
+    owners: dict[Axes, list[Any]] = {axis: [boxes[axis]] for axis in shown if axis not in bars}
+    for bar in bars:
+        owners[min(owners, key=lambda axis: _gap(axis, bar))].append(boxes[bar])
+    panels = []
+    for axis, parts in owners.items():
+        words = (axis.get_title() or axis.get_title("left")).replace("\n", ", ")
+        panels.append(_cut(pixels, Bbox.union([b for b in parts if b is not None]), words))
+    return panels + [_cut(pixels, legend.get_window_extent(), "legend") for legend in figure.legends]
+
+
+def _gap(axis: Axes, bar: Axes) -> float:
+    """How far a colour bar is from standing at the right of an axis."""
+    own, other = axis.get_window_extent(), bar.get_window_extent()
+    return abs(other.x0 - own.x1) + abs((other.y0 + other.y1) - (own.y0 + own.y1)) / 2
+
+
+def _cut(pixels: np.ndarray, box: Any, words: str) -> Panel:
+    height, width = pixels.shape[:2]
+    left, right = max(0, int(box.x0) - _MARGIN), min(width, int(box.x1) + _MARGIN)
+    top, bottom = max(0, height - int(box.y1) - _MARGIN), min(height, height - int(box.y0) + _MARGIN)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    Image.fromarray(np.ascontiguousarray(pixels[top:bottom, left:right])).save(
+        buffer, format="png", compress_level=7
+    )
+    source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    scale = _SHOWN_DPI / _DPI
+    return Panel(source, round(scale * (right - left)), round(scale * (bottom - top)), words)

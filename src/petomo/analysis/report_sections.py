@@ -2,84 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from petomo.analysis import figures, volume_figures
-from petomo.analysis.panels import as_data_uri
+from petomo.analysis import figures, report_data, volume_figures
+from petomo.analysis.report_content import Content, Picture, Plan, first_of, flat_rows, picture
 from petomo.analysis.resolution import fourier_shell_correlation, taper
 from petomo.core.electron import defocus_in_words
 from petomo.io import artefacts
 from petomo.io.metrics import read_metrics
 from petomo.io.volumes import read_mrc
 
-_LISTED = 6  # numbers of a list that a table shows one by one
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as a ``data:`` address, and the sentence below it."""
-
-    source: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class Content:
-    """What a section shows."""
-
-    pictures: Sequence[Picture] = ()
-    rows: Sequence[Sequence[str]] = ()
-    header: Sequence[str] = ()
-    lines: Sequence[str] = ()
-    text: str = ""  # shown word for word, folded away
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a section comes about: files it needs, the stage that makes them, the function that shows them."""
-
-    title: str
-    needs: tuple[str, ...]
-    maker: str
-    show: Callable[[Path], Content]
-
-
-def _picture(figure: Any, caption: str) -> Picture:
-    return Picture(as_data_uri(figure), caption)
+VOLUMES = "volume.mrc|volume_linear.mrc"
 
 
 def _input(run: Path) -> Content:
-    rows = list(flat_rows(artefacts.read_json(run / "summary.json")))
+    summary = artefacts.read_json(run / "summary.json")
+    given = summary.pop("input", {})  # its values need no such heading in a section of this title
+    rows = [*flat_rows(summary), *flat_rows(given if isinstance(given, Mapping) else {"input": given})]
     config = run / "config.yaml"
     return Content(rows=rows, text=config.read_text(encoding="utf-8") if config.is_file() else "")
-
-
-def flat_rows(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Rows (name, value in words) of a nested dict whose keys carry their units; defocus says its sign."""
-    for key, value in values.items():
-        name = f"{path} / {key}" if path else str(key)
-        if isinstance(value, Mapping):
-            yield from flat_rows(value, name)
-        elif value is not None:
-            yield name.replace("_", " "), in_words(str(key), value)
-
-
-def in_words(key: str, value: Any) -> str:
-    """A value for people: short numbers, long lists by number and range, the sign of a defocus as a word."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, list, tuple)):
-        return str(value)
-    if isinstance(value, (int, float)):
-        return defocus_in_words(value) if "defocus" in key else f"{value:.6g}"
-    if len(value) <= _LISTED:
-        return ", ".join(in_words(key, item) for item in value)
-    if all(isinstance(item, (int, float)) for item in value):
-        return f"{len(value)} values from {in_words(key, min(value))} to {in_words(key, max(value))}"
-    return ", ".join(str(item) for item in value)
 
 
 def _loss(run: Path) -> Content:
@@ -90,10 +35,14 @@ def _loss(run: Path) -> Content:
         loss = np.mean([r["loss"] for r in last]) if last else np.nan
         floors = [r["noise_floor"] for r in last if r.get("noise_floor") is not None]
         over = f"{loss / np.mean(floors):.3f}" if floors else "-"
-        rows.append((stage, f"{loss:.5g}", f"{np.mean(floors):.5g}" if floors else "-", over))
+        rows.append(
+            (stage.replace("_", " "), f"{loss:.5g}", f"{np.mean(floors):.5g}" if floors else "-", over)
+        )
     caption = "The dashed line is the loss that the noise alone would leave with a perfect model."
     return Content(
-        pictures=[_picture(figures.loss_curves(records), caption)] if rows else (),
+        viewer="loss" if rows else "",
+        data={"loss": report_data.loss_data(_by_stage(records))},
+        instead=lambda: [picture(figures.loss_curves(records), caption)] if rows else (),
         header=("stage", "last loss (mean of the tilts)", "noise floor", "loss / floor"),
         rows=rows,
     )
@@ -120,11 +69,17 @@ def _bright_field(run: Path) -> Content:
     reasons = {a.get("method"): str(a["reason"]) for _, a in reversed(tilts) if a.get("reason")}
     caption = "Phase from the bright-field disk alone, before any iteration."
     return Content(
-        pictures=[_picture(figures.bright_field_images(tilts), caption)],
+        pictures=[picture(figures.bright_field_images(tilts, _scan_field(run)), caption)],
         header=("tilt", "method", "defocus", "astigmatism C12", "scan rotation"),
         rows=rows,
         lines=list(reasons.values()),
     )
+
+
+def _scan_field(run: Path) -> list[float] | None:
+    """Height and width of the scan in angstrom."""
+    step, shape = _known(run, "scan_step_angstrom"), _known(run, "scan_shape")
+    return [s * n for s, n in zip(step, shape, strict=True)] if step and shape else None
 
 
 def _probes(run: Path) -> Content:
@@ -138,39 +93,39 @@ def _probes(run: Path) -> Content:
     )
     caption = "Real space; hue is the phase, brightness the root of the amplitude; percent of the intensity."
     figure = figures.probe_modes(modes, probes.pixel_size, probes.defocus)
-    return Content(pictures=[_picture(figure, caption)], lines=lines)
+    return Content(pictures=[picture(figure, caption)], lines=lines)
 
 
 def _positions(run: Path) -> Content:
     refined, initial = ([p.numpy() for p in part] for part in artefacts.read_positions(run / "positions.h5"))
     caption = "From the nominal to the refined position; the tilt's common offset is taken off."
-    return Content(pictures=[_picture(figures.scan_positions(refined, initial), caption)])
+    return Content(pictures=[picture(figures.scan_positions(refined, initial), caption)])
 
 
 def _poses(run: Path) -> Content:
     poses, names = artefacts.read_poses(run / "poses.json")
     angles = np.rad2deg(np.stack([a.numpy() for a in (poses.phi, poses.theta, poses.psi)], axis=1))
-    nominal = _nominal_tilts(run)
+    nominal = _known(run, "stage_tilts_degree")
     rows = [
         (name, *(f"{a:.3f}" for a in angle), *(f"{t:.3f}" for t in tau))
         for name, angle, tau in zip(names, angles, poses.tau.tolist(), strict=True)
     ]
     caption = f"{artefacts.POSE_CONVENTION}; a rigid motion common to all tilts is free."
     return Content(
-        pictures=[_picture(figures.poses(angles, poses.tau.numpy(), nominal), caption)],
+        pictures=[picture(figures.poses(angles, poses.tau.numpy(), nominal), caption)],
         header=("tilt", "phi (°)", "theta (°)", "psi (°)", "tau x (Å)", "tau y (Å)"),
         rows=rows,
     )
 
 
-def _nominal_tilts(run: Path) -> list[float] | None:
-    """``stage_tilts_degree`` of the summary, wherever in it."""
+def _known(run: Path, key: str) -> list[float] | None:
+    """A list of numbers in the summary, wherever in it."""
 
     def search(value: Any) -> list[float] | None:
         if not isinstance(value, Mapping):
             return None
-        if isinstance(value.get("stage_tilts_degree"), list):
-            return value["stage_tilts_degree"]
+        if isinstance(value.get(key), list):
+            return value[key]
         return next((found for inner in value.values() if (found := search(inner))), None)
 
     path = run / "summary.json"
@@ -178,29 +133,65 @@ def _nominal_tilts(run: Path) -> list[float] | None:
 
 
 def _patterns(run: Path) -> Content:
-    pictures = []
-    for name, entry in sorted(artefacts.read_patterns(run / "patterns.h5").items(), reverse=True):
-        title = f"{name} pattern: tilt {entry['tilt']}, position {entry['index']}, loss {entry['loss']:.4g}"
-        figure = figures.pattern_pair(entry["measured"], entry["model"], title)
-        pictures.append(_picture(figure, "Square-root scale; the difference is in widths of Poisson noise."))
-    return Content(pictures=pictures)
+    patterns = artefacts.read_patterns(run / "patterns.h5")
+    scans = run / "positions.h5"
+    positions = [p.numpy() for p in artefacts.read_positions(scans)[0]] if scans.is_file() else []
+    data = report_data.patterns_data(patterns, positions, _known(run, "detector_sampling_per_angstrom"))
+    lines = [f"{data['left_out']} of {len(patterns)} patterns were left out of this page to keep it small."]
+    return Content(
+        viewer="patterns",
+        data={"patterns": data},
+        lines=lines if data["left_out"] else (),
+        instead=lambda: list(_pattern_pairs(patterns)),
+    )
+
+
+def _pattern_pairs(patterns: Mapping[str, Mapping[str, Any]]) -> Iterator[Picture]:
+    for name in ("worst", "median"):
+        if (entry := patterns.get(name)) is not None:
+            title = (
+                f"{name} pattern: tilt {entry['tilt']}, position {entry['index']}, loss {entry['loss']:.4g}"
+            )
+            figure = figures.pattern_pair(entry["measured"], entry["model"])
+            yield picture(
+                figure, f"The {title}. Square-root scale; the difference is in widths of Poisson noise."
+            )
 
 
 def _slices(run: Path) -> Content:
-    volume, voxel = read_mrc(run / "volume.mrc")
+    path = first_of(run, VOLUMES) or run / "volume.mrc"
+    volume, voxel = read_mrc(path)
+    shown = report_data.volume_data(volume, voxel)
     z, y, x = volume.shape
     lines = [
-        f"{z} x {y} x {x} voxels (z y x) of {' x '.join(f'{v:.4g}' for v in voxel)} Å; "
+        f"{z} × {y} × {x} voxels (z y x) of {' × '.join(f'{v:.4g}' for v in voxel)} Å; "
         f"{volume.min():.4g} to {volume.max():.4g} V, mean {volume.mean():.4g} V."
     ]
+    if path.name != "volume.mrc":
+        lines.append(
+            "The linear tomography of the aligned projections: the end-to-end volume is not there yet."
+        )
+    if shown["binned"] != [1, 1, 1]:
+        factors = " × ".join(map(str, shown["binned"]))
+        lines.append(
+            f"Shown in means over {factors} voxels (z y x) to keep this page small; {path.name} has all."
+        )
+    data: dict[str, Any] = {"volume": shown}
+    if path.name == "volume.mrc" and (run / "atoms.xyz").is_file():
+        data["atoms"] = report_data.atoms_data(artefacts.read_atoms(run / "atoms.xyz"))
     caption = "Slabs through the centre, the brightest 0.2 % clipped; the beam runs along z at zero tilt."
-    return Content(pictures=[_picture(volume_figures.orthogonal_slices(volume, voxel), caption)], lines=lines)
+    return Content(
+        viewer="slices",
+        data=data,
+        lines=lines,
+        instead=lambda: [picture(volume_figures.orthogonal_slices(volume, voxel), caption)],
+    )
 
 
 def _spectrum(run: Path) -> Content:
-    volume, voxel = read_mrc(run / "volume.mrc")
+    volume, voxel = read_mrc(first_of(run, VOLUMES) or run / "volume.mrc")
     caption = "Central planes of the power spectrum: the missing wedge opens about qz."
-    return Content(pictures=[_picture(volume_figures.power_spectrum(volume, voxel), caption)])
+    return Content(pictures=[picture(volume_figures.power_spectrum(volume, voxel), caption)])
 
 
 def _fsc(run: Path) -> Content:
@@ -220,7 +211,7 @@ def _fsc(run: Path) -> Content:
     figure = volume_figures.shell_correlation(curve, cones)
     caption = "Half sets under a soft mask; cones of 20° half angle about the axes."
     return Content(
-        pictures=[_picture(figure, caption)],
+        pictures=[picture(figure, caption)],
         header=("threshold", "all (Å)", "about x (Å)", "about y (Å)", "about z (Å)"),
         rows=rows,
     )
@@ -239,7 +230,7 @@ def _atoms(run: Path) -> Content:
         rows.append((symbol, str(mine.sum()), *medians))
     limit = atoms.info.get("threshold_volt")
     return Content(
-        pictures=[_picture(volume_figures.atom_projections(atoms), "Sample frame, origin at the centre.")],
+        pictures=[picture(volume_figures.atom_projections(atoms), "Sample frame, origin at the centre.")],
         header=("element", "atoms", "median integrated potential (V Å³)", "median sigma (Å)"),
         rows=rows,
         lines=[f"Peaks above {float(limit):.4g} V count as atoms."] if limit is not None else (),
@@ -250,20 +241,28 @@ def _timings(run: Path) -> Content:
     rows = []
     for stage, mine in _by_stage(read_metrics(run / "metrics.jsonl")).items():
         seconds = float(sum(r.get("seconds") or 0 for r in mine))
-        rows.append((stage, str(len(mine)), f"{seconds:.1f}", f"{seconds / len(mine):.3g}"))
+        rows.append((stage.replace("_", " "), str(len(mine)), f"{seconds:.1f}", f"{seconds / len(mine):.3g}"))
     return Content(header=("stage", "iterations", "seconds", "seconds an iteration"), rows=rows)
 
 
 PLANS: dict[str, Plan] = {
-    "input": Plan("What went in", ("summary.json",), "the start of the run", _input),
+    "input": Plan("What went in", ("summary.json",), "the start of the run", _input, ("config.yaml",)),
     "loss": Plan("Loss per stage", ("metrics.jsonl",), "any iterative stage", _loss),
-    "bright-field": Plan("Bright field", ("bright_field.h5",), "bright_field", _bright_field),
+    "bright-field": Plan(
+        "Bright field", ("bright_field.h5",), "bright_field", _bright_field, ("summary.json",)
+    ),
     "probes": Plan("Probes", ("probes.h5",), "ptychography", _probes),
     "positions": Plan("Scan positions", ("positions.h5",), "ptychography", _positions),
-    "poses": Plan("Poses", ("poses.json",), "alignment", _poses),
-    "patterns": Plan("Patterns against the model", ("patterns.h5",), "end_to_end", _patterns),
-    "slices": Plan("Slices of the potential", ("volume.mrc",), "end_to_end", _slices),
-    "spectrum": Plan("Power spectrum", ("volume.mrc",), "end_to_end", _spectrum),
+    "poses": Plan("Poses", ("poses.json",), "alignment", _poses, ("summary.json",)),
+    "patterns": Plan(
+        "Patterns against the model",
+        ("patterns.h5",),
+        "end_to_end",
+        _patterns,
+        ("positions.h5", "summary.json"),
+    ),
+    "slices": Plan("Slices of the potential", (VOLUMES,), "end_to_end", _slices, ("atoms.xyz",)),
+    "spectrum": Plan("Power spectrum", (VOLUMES,), "end_to_end", _spectrum),
     "fsc": Plan(
         "Resolution of half sets", ("half_volumes.h5",), "analysis with analysis.fsc.half_sets: true", _fsc
     ),

@@ -77,7 +77,8 @@ def imitation(name, names):
         value = state["value"]
         for n in range(state["n"] + 1, 4):
             value = torch.sin(1e3 * value)
-            context.iteration(name, n, 3, 2.0 + float(value[0]), lambda n=n: {"value": value, "n": n})
+            now = {"value": value, "n": n}
+            context.iteration(name, n, 3, 2.0 + float(value[0]), lambda now=now: now)
         with atomic_hdf5(context.folder / f"{name}.h5") as file:
             file["value"] = value.numpy()
         for other in names[: names.index(name) + 1]:
@@ -164,7 +165,10 @@ def digest(folder: Path) -> dict:
                 file.visititems(lambda key, item, name=name: out.update({f"{name} {key}": _numbers(item)}))
         elif path.suffix == ".mrc":
             out[name] = read_mrc(path)[0].tobytes()
-        elif path.suffix in (".json", ".xyz", ".txt", ".yaml") and path.name not in ("summary.json", "state.json"):
+        elif path.suffix in (".json", ".xyz", ".txt", ".yaml") and path.name not in (
+            "summary.json",
+            "state.json",
+        ):
             out[name] = path.read_text()
     times = ("seconds", "stage_seconds")
     out["metrics"] = [

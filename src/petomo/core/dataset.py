@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from petomo.core.errors import UserError
+
 
 class PatternSource(Protocol):
     """Anything that can hand out diffraction patterns by scan index without loading the rest."""
@@ -133,7 +135,7 @@ class FourDSTEM:
         if indices is None:
             indices = slice(None)
         index = np.arange(len(self))[indices] if isinstance(indices, slice) else np.asarray(indices)
-        out = self.source.read(index)
+        out = self._read(index)
         up_down, left_right, transpose = self.flip
         if up_down:
             out = out[:, ::-1]
@@ -142,6 +144,21 @@ class FourDSTEM:
         if transpose:
             out = out.transpose(0, 2, 1)
         return np.ascontiguousarray(out, dtype=np.float32) / np.float32(self.counts_per_electron)
+
+    def _read(self, index: np.ndarray) -> np.ndarray:
+        """Patterns as stored; a file that went bad since it was opened is told in a sentence."""
+        try:
+            return self.source.read(index)
+        except (UserError, IndexError, MemoryError):
+            raise
+        except FileNotFoundError as error:
+            raise UserError(f"{self.name}: this file is no longer there; put it back") from error
+        except Exception as error:  # every file format has failures of its own
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
+            raise UserError(
+                f"{self.name}: its patterns cannot be read ({reason}); the file is damaged or was cut short, "
+                "so copy it again, or name it in data.exclude"
+            ) from error
 
     def positions(self) -> Tensor:
         """Nominal scan positions ``(k, 2)``, (x, y) in angstrom, float64."""

@@ -22,6 +22,8 @@ _REASONS = {
     errno.EDQUOT: "the disk quota is used up; free some space",
     errno.EFBIG: "the file grows beyond what the system allows (ulimit -f); raise that limit",
     errno.EROFS: "the disk is mounted read-only; choose another one",
+    errno.EACCES: "permission is denied; allow writing there, or choose another place",
+    errno.EPERM: "permission is denied; allow writing there, or choose another place",
     errno.EIO: "the disk reports an error; check it, or choose another one",
 }
 

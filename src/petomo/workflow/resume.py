@@ -6,11 +6,13 @@ import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from petomo import __version__
 from petomo.core.errors import UserError
-from petomo.io.artefacts import read_json
+from petomo.io.artefacts import read_json, write_json
 from petomo.io.atomic import is_temporary
 from petomo.workflow.config import Config, load_config
 from petomo.workflow.context import Stages
@@ -102,26 +104,61 @@ def check_target(folder: Path, stages: Stages, resume: bool, start_from: str | N
     return holds_run
 
 
-def read_state(folder: Path) -> tuple[dict[str, float], list[str]]:
-    """Finished stages with their seconds, and the stages whose redoing was begun but not prepared.
+@dataclass
+class State:
+    """Content of ``state.json``.
 
-    Raises
-    ------
-    UserError
-        If ``state.json`` is there but damaged.
+    Parameters
+    ----------
+    finished : dict
+        Finished stages and their seconds.
+    redo : list of str
+        Stages whose redoing was asked for; their traces are still to be removed.
+    tilts : list of str
+        Names of the tilts, in order; empty if not known.
     """
-    path = folder / "state.json"
-    if not path.exists():
-        return {}, []
-    state = read_json(path)
-    try:
-        finished = {str(name): float(seconds) for name, seconds in state["finished"].items()}
-        return finished, [str(name) for name in state.get("redo", ())]
-    except (AttributeError, KeyError, TypeError, ValueError):
+
+    finished: dict[str, float] = field(default_factory=dict)
+    redo: list[str] = field(default_factory=list)
+    tilts: list[str] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Write it atomically."""
+        write_json(folder / "state.json", {"petomo": __version__, **asdict(self)})
+
+    @classmethod
+    def read(cls, folder: Path) -> State:
+        """Read it; a folder without one has done nothing.
+
+        Raises
+        ------
+        UserError
+            If it is there but damaged.
+        """
+        path = folder / "state.json"
+        if not path.exists():
+            return cls()
+        content = read_json(path)
+        try:
+            finished = {str(name): float(seconds) for name, seconds in content["finished"].items()}
+            redo, tilts = ([str(name) for name in content.get(key, ())] for key in ("redo", "tilts"))
+            return cls(finished, redo, tilts)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{path}: this should hold `finished`, the stages done and their seconds; "
+                "restore it, or start again with another --out"
+            ) from None
+
+
+def refuse_other_tilts(folder: Path, before: Sequence[str], now: Sequence[str]) -> None:
+    """A file that vanished, or came, between two runs of a folder would shift all that is kept by number."""
+    for name, what in [(n, "is missing now") for n in before if n not in now] + [
+        (n, "has come since") for n in now if before and n not in before
+    ]:
         raise UserError(
-            f"{path}: this should hold `finished`, the stages done and their seconds; "
-            "restore it, or start again with another --out"
-        ) from None
+            f"{folder}: this run was begun with {len(before)} tilts, and {name} {what}; restore the data "
+            "folder, or choose another --out"
+        )
 
 
 @contextmanager

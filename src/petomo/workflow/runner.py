@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from petomo import __version__
 from petomo.core.dataset import TiltSeries
 from petomo.core.errors import UserError
-from petomo.io.artefacts import read_json, write_json
+from petomo.io.artefacts import read_json
 from petomo.io.atomic import remove_temporaries, write_failure
 from petomo.io.metrics import drop_metrics
 from petomo.io.poses import load_poses
@@ -21,7 +21,7 @@ from petomo.workflow.config import Config, dump_config
 from petomo.workflow.context import RunContext, Stages, rewind
 from petomo.workflow.describe import facts
 from petomo.workflow.guard import WrongNumbers, out_of_memory
-from petomo.workflow.resume import check_target, locked, read_state, refuse_changes
+from petomo.workflow.resume import State, check_target, locked, refuse_changes, refuse_other_tilts
 
 
 def choose_device(name: str) -> torch.device:
@@ -110,11 +110,11 @@ def run(
             remove_temporaries(folder)
             with reporter(folder) as report:
                 context = RunContext(config, folder, series, device, report)
-                finished = _prepare(context, stages, start_from)
+                state = _prepare(context, stages, start_from)
                 if electrons is not None:
                     context.summarise(name=config.name, petomo=__version__, torch=torch.__version__,
                                       input=facts(series, config, electrons))  # fmt: skip
-                _run_stages(context, stages, finished)
+                _run_stages(context, stages, state)
     except PermissionError as error:
         raise UserError(f"{error.filename}: this cannot be written; choose another --out") from error
     except OSError as error:
@@ -126,45 +126,45 @@ def _has_input(folder: Path) -> bool:
     return path.exists() and "input" in read_json(path)
 
 
-def _prepare(context: RunContext, stages: Stages, start_from: str | None) -> dict[str, float]:
-    """Bring the folder to where this run begins; returns the finished stages' seconds.
+def _prepare(context: RunContext, stages: Stages, start_from: str | None) -> State:
+    """Bring the folder to where this run begins.
 
     Every step can be repeated, and ``state.json`` says which are left, so that a kill does no harm.
     """
     folder, names = context.folder, list(stages)
     known = (folder / "config.yaml").exists()  # written just after the first state.json
-    finished, redo = read_state(folder)
+    state = State.read(folder)
     if start_from is not None:
-        before, after = names[: names.index(start_from)], names[names.index(start_from) :]
-        if missing := [name for name in before if name not in finished]:
+        before, state.redo = names[: names.index(start_from)], names[names.index(start_from) :]
+        if missing := [name for name in before if name not in state.finished]:
             raise UserError(
                 f"{folder}: stage {missing[0]} has not finished, so --from {start_from} cannot; use --resume"
             )
-        finished = {name: finished[name] for name in before}
-        redo = after
-    current = next((name for name in names if context.checkpoint_path(name).exists()), None)
-    if known or finished:
-        kept_going = current if not redo and current not in finished else None
-        refuse_changes(folder, context.config, list(finished), kept_going)
-    _write_state(folder, finished, redo)
-    for name in {*redo, *finished}:  # a finished stage has one if it was killed before removing it
+        state.finished = {name: state.finished[name] for name in before}
+    saved = (name for name in names if context.checkpoint_path(name).exists())
+    current = next((name for name in saved if name not in state.finished and name not in state.redo), None)
+    tilts = [tilt.name for tilt in context.series]
+    if known or state.finished:
+        refuse_changes(folder, context.config, list(state.finished), current)
+    if state.finished or current:
+        refuse_other_tilts(folder, state.tilts, tilts)
+    state.tilts = tilts
+    state.write(folder)
+    for name in {*state.redo, *state.finished}:  # one killed while finishing has a checkpoint still
         context.checkpoint_path(name).unlink(missing_ok=True)
-    if redo:
-        rewind(folder, redo)
-        drop_metrics(folder / "metrics.jsonl", tuple(redo))
+    if state.redo:
+        rewind(folder, state.redo)
+        drop_metrics(folder / "metrics.jsonl", tuple(state.redo))
     dump_config(context.config, folder / "config.yaml")
-    _write_state(folder, finished)
-    if finished:
-        context.summarise(stage_seconds=finished)
-    return finished
+    state.redo = []
+    state.write(folder)
+    if state.finished:
+        context.summarise(stage_seconds=state.finished)
+    return state
 
 
-def _write_state(folder: Path, finished: dict[str, float], redo: Sequence[str] = ()) -> None:
-    state = {"petomo": __version__, "finished": finished}
-    write_json(folder / "state.json", state | ({"redo": list(redo)} if redo else {}))
-
-
-def _run_stages(context: RunContext, stages: Stages, finished: dict[str, float]) -> None:
+def _run_stages(context: RunContext, stages: Stages, state: State) -> None:
+    finished = state.finished
     if context.config.compute.threads is not None:
         torch.set_num_threads(context.config.compute.threads)
     for name, stage in stages.items():
@@ -177,7 +177,7 @@ def _run_stages(context: RunContext, stages: Stages, finished: dict[str, float])
         start = time.monotonic()
         _run_stage(context, name, stage)
         finished[name] = round(time.monotonic() - start, 3)
-        _write_state(context.folder, finished)
+        state.write(context.folder)
         context.summarise(stage_seconds=finished)
         context.checkpoint_path(name).unlink(missing_ok=True)
         context.reporter.log(f"{name}: finished in {finished[name]:.1f} s")

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,15 @@ def test_the_slurm_script_saves_requeues_and_resumes(queue):
         "scontrol requeue 7",
         "petomo run my.yaml --out RUN --resume",
     ]
+
+
+def test_every_extra_has_its_licence_noted():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (ROOT / "docs" / "licences.md").read_text()
+    for name, requirements in project["optional-dependencies"].items():
+        for requirement in requirements:
+            package, extras = re.match(r"([\w-]+)(?:\[([\w,]+)\])?", requirement).groups()
+            assert f"| `{name}` | {package} |" in page
+            assert "qt" not in (extras or "") or "PyQt" in page
+    for requirement in project["dependencies"]:
+        assert re.split(r"[<>=\[ ]", requirement)[0] in page

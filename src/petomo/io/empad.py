@@ -92,10 +92,11 @@ def _pair(path: Path) -> tuple[Path, Path | None]:
         raise UserError(
             f"{path}: the raw file {name or path.stem + '.raw'} should lie beside it, but does not"
         )
+    mention = re.compile(rf'[/\\"]{re.escape(path.name)}"')
     named = [
         other
         for other in sorted(path.parent.glob("*.xml"))
-        if other.stem == path.stem or f'"{path.name}"' in other.read_text("utf-8", "replace")
+        if other.stem == path.stem or mention.search(other.read_text("utf-8", "replace"))
     ]
     return path, named[0] if named else None
 

@@ -125,7 +125,10 @@ class AlignmentSettings(Section):
     refine: list[Literal["shifts", "theta", "phi", "psi"]] = Field(
         default=["shifts", "theta", "phi", "psi"], description="what the alignment may move"
     )
-    poses: str | None = Field(default=None, description="poses to start from instead of aligning: poses.json, RELION .star or IMOD .xf")
+    poses: str | None = Field(
+        default=None,
+        description="poses to start from instead of aligning: poses.json, RELION .star or IMOD .xf",
+    )
     bundle: BundleSettings = Field(default=BundleSettings(), description="refinement with sparse blobs")
 
 

@@ -65,7 +65,7 @@ def link_functions(_app, doctree: nodes.document) -> None:
             continue
         target = addnodes.pending_xref("", refdomain="py", reftype="obj", reftarget=name, refexplicit=True)
         literal.replace_self(target)
-        head, *rest = name.split(".")[1:]
+        head, *rest = name.split(".")[1:] if name.count(".") > 1 else [name]
         literal[:] = [nodes.Text(head)]
         for part in rest:  # a long name may break before a dot
             literal += [nodes.raw("", "<wbr>", format="html"), nodes.Text(f".{part}")]

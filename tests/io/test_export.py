@@ -13,6 +13,7 @@ import tifffile
 import zarr
 from ase import Atoms
 
+from petomo.cli import main
 from petomo.core.errors import UserError
 from petomo.io.artefacts import write_atoms
 from petomo.io.export import export_run
@@ -253,7 +254,24 @@ def test_unknown_ome_version_and_missing_folder(folder, tmp_path):
         export_run(tmp_path / "none", tmp_path / "v.mrc")
 
 
-@pytest.mark.parametrize("content", ["", "3\n\nPt 0 0\n", "\x00\x01", "x\n\nPt 0 0 0\n", "5\n\nPt 0 0 0\n"])
+COLUMNS = "1\nProperties=species:S:1:pos:R:3:"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "3\n\nPt 0 0\n",
+        "\x00\x01",
+        "x\n\nPt 0 0 0\n",
+        "5\n\nPt 0 0 0\n",
+        "1\n\nPt 0 nan 0\n",
+        f"{COLUMNS}position_error:R:2\nPt 0 0 0 1 1\n",
+        f"{COLUMNS}position_error:S:3\nPt 0 0 0 a b c\n",
+        f"{COLUMNS}intensity:R:2\nPt 0 0 0 1 1\n",
+        f"{COLUMNS}sigma:S:1\nPt 0 0 0 wide\n",
+    ],
+)
 def test_damaged_atoms_are_one_sentence(folder, tmp_path, content):
     (folder / "atoms.xyz").write_text(content)
     with pytest.raises(UserError, match=r"atoms\.xyz: the file is damaged"):
@@ -296,3 +314,17 @@ def test_grids_of_a_run_know_their_place(folder):
         file["x"] = 1
     with pytest.raises(UserError, match="not a sound MRC file"):
         read_grid(folder)
+
+
+def test_command(folder, tmp_path, monkeypatch, capsys):
+    arguments = ["petomo", "export", str(folder), "--to", str(tmp_path / "v.zarr"), "--ome", "0.5"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code in (0, None)
+    assert "v.zarr" in capsys.readouterr().out
+    assert zarr.open_group(tmp_path / "v.zarr", mode="r").attrs["ome"]["version"] == "0.5"
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "this exists already" in capsys.readouterr().err

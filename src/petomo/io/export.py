@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from petomo.core.errors import UserError
 from petomo.io.artefacts import read_atoms, write_atoms
-from petomo.io.export_cif import write_cif
+from petomo.io.export_cif import NUMBERS, write_cif
 from petomo.io.export_grids import OmeVersion, write_emd, write_ome_zarr, write_tiff
 from petomo.io.volumes import ARTEFACTS, GridData, read_grid, write_mrc, write_stack
 
@@ -122,7 +124,16 @@ def sound_atoms(path: Path) -> Any:
         If it is missing or damaged.
     """
     try:
-        return read_atoms(path)
+        atoms = read_atoms(path)
     except (OSError, ValueError, KeyError, IndexError, TypeError, StopIteration) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: the file is damaged ({reason}); run the analysis stage again") from error
+    spread = atoms.arrays.get("position_error", atoms.positions)
+    numbers = [atoms.arrays[name] for name in NUMBERS if name in atoms.arrays]
+    sound = spread.shape == atoms.positions.shape and spread.dtype.kind == "f"
+    sound &= all(values.ndim == 1 and values.dtype.kind in "if" for values in numbers)
+    if not (sound and np.isfinite(atoms.positions).all()):
+        raise UserError(
+            f"{path}: the file is damaged (atoms lack numbers they should have); run the analysis stage again"
+        )
+    return atoms

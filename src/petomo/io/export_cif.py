@@ -15,7 +15,8 @@ from petomo.core.errors import UserError
 from petomo.io.atomic import write_text
 
 VACUUM = 5.0  # angstrom on every side of the atoms' bounding box
-_EXTRA = {"intensity": "integrated_potential", "sigma": "width", "sigma_z": "width_z"}
+NUMBERS = {"intensity": "integrated_potential", "sigma": "width", "sigma_z": "width_z"}
+"""One number an atom: arrays of `petomo.analysis.atoms.trace_atoms` and their names in CIF."""
 
 _HEAD = """\
 data_{name}
@@ -106,7 +107,7 @@ def write_cif(path: str | Path, atoms: Atoms, name: str = "petomo") -> None:
 def _sites(atoms: Atoms, corner: np.ndarray, cell: np.ndarray) -> list[str]:
     """The loop of atom sites."""
     error = atoms.arrays.get("position_error", np.full((len(atoms), 3), np.nan))
-    extra = {key: tag for key, tag in _EXTRA.items() if key in atoms.arrays}
+    extra = {key: tag for key, tag in NUMBERS.items() if key in atoms.arrays}
     lines = ["loop_", "_atom_site_label", "_atom_site_type_symbol"]
     lines += [f"_atom_site_{kind}_{axis}" for kind in ("fract", "Cartn") for axis in "xyz"]
     lines += ["_atom_site_occupancy", *(f"_petomo_atom_site_{tag}" for tag in extra.values())]

@@ -7,6 +7,7 @@ and what would be right.
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,12 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from petomo.core.errors import UserError
 from petomo.io.yaml_errors import sentences
+
+MAX_LENGTH, MAX_NODES, MAX_DEPTH = 200_000, 10**5, 50
+"""Beyond these a file is a mistake, or meant to exhaust the memory."""
+
+MAX_LENGTH, MAX_NODES, MAX_DEPTH = 200_000, 10**5, 50
+"""Beyond these a file is a mistake, or meant to exhaust the memory."""
 
 Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -53,16 +60,49 @@ class Document:
         )
 
 
-def _plain(node: Any) -> Any:
-    """Built-in types in place of ruamel's round-trip ones."""
+def _plain(node: Any, budget: list[int] | None = None, depth: int = 0) -> Any:
+    """Built-in types in place of ruamel's round-trip ones; repeated aliases are counted every time."""
+    budget = [MAX_NODES] if budget is None else budget
+    budget[0] -= 1
+    if budget[0] < 0 or depth > MAX_DEPTH:
+        raise ValueError("it unfolds to more groups and values than any configuration needs")
     if isinstance(node, Mapping):
-        return {_plain(key): _plain(value) for key, value in node.items()}
-    if isinstance(node, Sequence) and not isinstance(node, str):
-        return [_plain(value) for value in node]
+        return {
+            _plain(key, budget, depth + 1): _plain(value, budget, depth + 1) for key, value in node.items()
+        }
+    if isinstance(node, Sequence) and not isinstance(node, (str, bytes)):
+        return [_plain(value, budget, depth + 1) for value in node]
     for kind in (bool, int, float, str):
         if isinstance(node, kind):
-            return kind(node)
-    return None if node is None else str(node)
+            return _scalar(kind(node))
+    return None if node is None else _scalar(str(node))
+
+
+def _scalar(value: bool | int | float | str) -> bool | int | float | str:
+    """The value, if it can be calculated with and written to a file again."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError("a number has too many digits")
+    if isinstance(value, str):
+        value.encode()
+    return value
+
+
+def _load(text: str) -> tuple[Any, Any]:
+    """Nodes of ruamel, which know their lines, and the same as plain values."""
+    if len(text) > MAX_LENGTH:
+        raise ValueError(f"it is longer than the {MAX_LENGTH} characters that any configuration needs")
+    steps = (1 if c in "[{" else -1 for c in text if c in "[]{}")
+    if max(itertools.accumulate(steps), default=0) > MAX_DEPTH:  # ruamel takes minutes to find this out
+        raise ValueError("it is nested too deeply")
+    try:
+        node = YAML(typ="rt").load(text)
+        return node, _plain(node)
+    except (YAMLError, ValueError):
+        raise
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except Exception as error:  # ruamel fails in many ways on tags, dates and keys that do not fit
+        raise ValueError(f"{type(error).__name__}: {str(error).split(chr(10))[0]}") from error
 
 
 def _places(node: Any, source: str, at: Location = ()) -> dict[Location, str]:
@@ -86,21 +126,22 @@ def parse_yaml(text: str, source: str) -> Document:
         If the text is not YAML or not a group of keys.
     """
     try:
-        node = YAML(typ="rt").load(text)
+        node, values = _load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source} line {mark.line + 1}" if mark else source
         problem = (error.problem or "cannot be read").split("\n")[0]
         raise UserError(f"{place}: this is not valid YAML: {problem}") from error
-    except YAMLError as error:
-        raise UserError(f"{source}: this is not valid YAML: {str(error).splitlines()[0]}") from error
+    except (YAMLError, ValueError) as error:
+        reason = (str(error).splitlines() or ["cannot be read"])[0]
+        raise UserError(f"{source}: this is not valid YAML: {reason}") from error
     if node is None:
         raise UserError(f"{source}: the file is empty; `petomo init` writes one to start from")
     if not isinstance(node, Mapping):
         raise UserError(
             f"{source}: the file should hold groups of `key: value`, not a list or a single value"
         )
-    return Document(source, _plain(node), _places(node, source))
+    return Document(source, values, _places(node, source))
 
 
 def read_yaml(path: str | Path) -> Document:
@@ -117,8 +158,8 @@ def read_yaml(path: str | Path) -> Document:
 
 def _parse_value(text: str, override: str) -> Any:
     try:
-        return _plain(YAML(typ="rt").load(text))
-    except YAMLError as error:
+        return _load(text)[1]
+    except (YAMLError, ValueError) as error:
         if text[0] not in "[{\"'":  # a glob such as *.h5 is an alias to YAML, a text to everybody else
             return text
         raise UserError(f"--set {override}: this is not valid YAML; close its brackets and quotes") from error

@@ -54,7 +54,7 @@ lint: $(VENV)/.dev-stamp
 # offline; every warning is an error
 docs: $(VENV)/.dev-stamp
 	rm -rf docs/api/_generated
-	$(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -j 2 -d docs/_build/doctrees docs docs/_build/html
 	@echo docs/_build/html/index.html
 
 bench: $(VENV)/.run-stamp

@@ -7,6 +7,7 @@ import re
 
 from docutils import nodes
 from sphinx import addnodes
+from sphinx.ext import autosummary
 
 project = "petomo"
 author = "The petomo developers"
@@ -29,6 +30,7 @@ myst_enable_extensions = ["deflist", "colon_fence", "fieldlist"]
 myst_heading_anchors = 3
 
 autosummary_generate = True
+autosummary.WELL_KNOWN_ABBREVIATIONS += ("Eq.",)  # a summary does not end at "Eq. 5"
 autodoc_member_order = "bysource"
 autodoc_default_options = {
     "members": True,
@@ -72,6 +74,7 @@ def link_functions(_app, doctree: nodes.document) -> None:
         target += literal
 
 
-def setup(app) -> None:
+def setup(app) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("doctree-read", link_functions, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 from typer.main import get_command
 
 from petomo.cli import app
@@ -115,3 +116,19 @@ def test_every_extra_has_its_licence_noted():
             assert "qt" not in (extras or "") or "PyQt" in page
     for requirement in project["dependencies"]:
         assert re.split(r"[<>=\[ ]", requirement)[0] in page
+
+
+def snippets():
+    """Every YAML block of the pages that is a piece of a configuration."""
+    found = []
+    for page in PAGES:
+        for number, text in enumerate(re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S)):
+            values = YAML(typ="safe", pure=True).load(text)
+            if isinstance(values, dict) and set(values) & set(Config.model_fields):
+                found.append(pytest.param(values, id=f"{ids(page)}-{number}"))
+    return found
+
+
+@pytest.mark.parametrize("values", snippets())
+def test_yaml_on_the_pages_is_valid(values):
+    Config.model_validate(values)

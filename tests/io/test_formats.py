@@ -1,13 +1,19 @@
+import bz2
+import gzip
 import json
 import math
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import h5py
+import numcodecs
 import numpy as np
 import pytest
 import zarr
 from format_files import COUNTS, dectris, emd, empad, hspy, nexus, paper_zip, sparse
+from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from petomo.core.electron import wavelength
 from petomo.core.errors import UserError
@@ -210,6 +216,7 @@ def test_a_pickle_is_never_opened(tmp_path):
     assert "should be integer or floating" in refusal(open_source, tmp_path / "a.hspy")
 
 
+V3 = {"gzip": GzipCodec, "blosc": BloscCodec, "zstd": ZstdCodec}
 TE = Path(__file__).parents[2] / "examples" / "te_paper.yaml"
 
 
@@ -319,3 +326,72 @@ def test_values_elsewhere_are_not_followed(tmp_path):
         file["link"] = h5py.ExternalLink(str(tmp_path / "outside.h5"), "data")
     assert "outside the folder" in refusal(open_source, tmp_path / "inside" / "b.h5")
     assert "there is no dataset `link`" in refusal(open_source, tmp_path / "inside" / "b.h5", "link")
+
+
+def zarr_settings(**changes):
+    settings = {
+        "zarr_format": 2,
+        "shape": [3, 5, 6, 8],
+        "chunks": [1, 5, 6, 8],
+        "dtype": "<u2",
+        "fill_value": 0,
+    }
+    return json.dumps(settings | {"order": "C", "filters": None, "compressor": None} | changes)
+
+
+def test_blocks_that_swell_are_refused(tmp_path):
+    bomb = bytes(2**26)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset(
+            "data", COUNTS.shape, COUNTS.dtype, chunks=(1, 5, 6, 8), compression="gzip"
+        )
+        data[:2] = COUNTS[:2]
+        data.id.write_direct_chunk((2, 0, 0, 0), zlib.compress(bomb))
+    blocks = {
+        "zlib": zlib.compress(bomb),
+        "gzip": gzip.compress(b"1") + gzip.compress(bomb),
+        "blosc": bytes([2, 1, 1, 2]) + (2**26).to_bytes(4, "little") + bytes(5000),
+        "zstd": b"\x28\xb5\x2f\xfd\xa0" + (2**26).to_bytes(4, "little") + bytes(5000),
+        "bz2": bz2.compress(bomb) * 30,
+        "": bomb,
+    }
+    for codec, block in blocks.items():
+        with zipfile.ZipFile(tmp_path / f"{codec or 'deflated'}.zip", "w") as archive:
+            archive.writestr(".zarray", zarr_settings(compressor={"id": codec} if codec else None))
+            archive.writestr("2.0.0.0", block, zipfile.ZIP_DEFLATED)
+    tracemalloc.start()
+    for name in ("a.h5", *(f"{codec or 'deflated'}.zip" for codec in blocks)):
+        source = open_source(tmp_path / name)
+        assert source.read(np.array([0])).shape == (1, 6, 8)
+        assert "unpacks to more" in refusal(source.read, np.array([4, 12])), name
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_honest_blocks_of_every_codec(tmp_path):
+    for version, codecs in (
+        (2, ("zlib", "gzip", "blosc", "zstd", "lz4", "bz2", "lzma")),
+        (3, ("gzip", "blosc", "zstd")),
+    ):
+        for codec in codecs:
+            path = tmp_path / f"{codec}{version}.zarr"
+            compressor = numcodecs.get_codec({"id": codec}) if version == 2 else V3[codec]()
+            many = np.random.default_rng(0).integers(0, 2**16, (2, 2, 96, 128), dtype=np.uint16)
+            zarr.create_array(
+                path, data=many, chunks=(1, 2, 96, 128), compressors=compressor, zarr_format=version
+            )
+            np.testing.assert_array_equal(
+                open_source(path).read(np.array([3, 0])), many.reshape(4, 96, 128)[[3, 0]]
+            )
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("data", data=many, chunks=True, compression="gzip", shuffle=True, fletcher32=True)
+    np.testing.assert_array_equal(open_source(tmp_path / "a.h5").read(np.arange(4)), many.reshape(4, 96, 128))
+
+
+def test_a_replaced_archive_is_read_anew(tmp_path):
+    paper_zip(tmp_path / "a.zip")
+    source = open_source(tmp_path / "a.zip")
+    assert_patterns(source)
+    paper_zip(tmp_path / "b.zip", COUNTS[::-1].copy(), {"k_max": 1.0})
+    (tmp_path / "b.zip").replace(tmp_path / "a.zip")
+    np.testing.assert_array_equal(source.read(np.array([0])), FLAT[10:11])

@@ -177,7 +177,7 @@ def test_opening_reads_no_pattern(tmp_path):
     np.save(path, COUNTS)
     series = opened(tmp_path, tilts="*.npy", **GIVEN)
     path.unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match="no longer there"):
         series[0].patterns([0])
 
 

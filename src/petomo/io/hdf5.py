@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,52 @@ from petomo.io.calibration import as_string
 from petomo.io.dectris import is_master, open_dectris
 from petomo.io.file_source import FileSource, Source, check_number_type, check_size, choose_array
 from petomo.io.hdf5_metadata import conventions, nexus_signals
+from petomo.io.honest import could_swell, refuse_swelling, touched, unpacks_to_more
 from petomo.io.need_filters import need_filters
 from petomo.io.sparse import is_sparse, open_sparse
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """A gzip-compressed dataset whose blocks are looked at before HDF5 unpacks them, each once."""
+
+    path: Path
+    dataset: Any
+    seen: set[tuple[int, ...]]
+
+    @property
+    def dtype(self) -> Any:
+        return self.dataset.dtype
+
+    def __getitem__(self, where: Any) -> Any:
+        chunks, identity = self.dataset.chunks, self.dataset.id
+        size = math.prod(chunks) * self.dtype.itemsize
+        for index in touched(self.dataset.shape, chunks, where):
+            if index in self.seen:
+                continue
+            offset = tuple(number * length for number, length in zip(index, chunks, strict=True))
+            stored = identity.get_chunk_info_by_coord(offset).size
+            if could_swell("zlib", stored or 0, size):
+                mask, block = identity.read_direct_chunk(offset)
+                if not mask and unpacks_to_more("zlib", block, size):
+                    raise refuse_swelling(self.path)
+            self.seen.add(index)
+        return self.dataset[where]
+
+
+def _is_deflated(dataset: Any) -> bool:
+    """Whether the last filter to have acted, checksums apart, was gzip."""
+    properties = dataset.id.get_create_plist()
+    codes = [properties.get_filter(number)[0] for number in range(properties.get_nfilters())]
+    codes = [code for code in codes if code != h5py.h5z.FILTER_FLETCHER32]
+    return bool(codes) and codes[-1] == h5py.h5z.FILTER_DEFLATE
+
+
 @contextmanager
-def _hdf5_array(path: Path, name: str) -> Iterator[Any]:
+def _hdf5_array(path: Path, name: str, seen: set[tuple[int, ...]]) -> Iterator[Any]:
     with h5py.File(path, "r") as file:
-        yield file[name]
+        dataset = file[name]
+        yield _Checked(path, dataset, seen) if _is_deflated(dataset) else dataset
 
 
 def hdf5_datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
@@ -84,7 +124,7 @@ def open_hdf5(path: Path, dataset: str | None = None) -> Source:
             need_filters(path, array)
             attributes, origins = conventions(file, array)
             attributes |= _own_attributes(file, array.parent, array)
-            return FileSource(partial(_hdf5_array, path, name), array.shape, attributes, origins)
+            return FileSource(partial(_hdf5_array, path, name, set()), array.shape, attributes, origins)
     except (OSError, RuntimeError, KeyError) as error:
         raise UserError(f"{path}: this is not a readable HDF5 file ({_line(error)})") from error
 

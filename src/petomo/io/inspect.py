@@ -93,6 +93,7 @@ def describe_file(path: str | Path) -> list[str]:
             return _hdf5(path)
         if suffix in (".mrc", ".map", ".rec", ".st"):
             return _mrc(path)
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise UserError(f"{path}: this cannot be read ({str(error).splitlines()[0]})") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, BadZipFile) as error:
+        reason = (str(error).splitlines() or ["damaged"])[0]
+        raise UserError(f"{path}: this cannot be read ({reason})") from error
     raise UserError(f"{path}: the format is not known; give HDF5, Zarr, NPY, MRC or a run folder")

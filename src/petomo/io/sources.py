@@ -36,7 +36,7 @@ def open_npy(path: Path, dataset: str | None = None) -> FileSource:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         shape, dtype = array.shape, array.dtype
-    except (OSError, ValueError, EOFError, SyntaxError, AttributeError) as error:
+    except Exception as error:  # a damaged header fails in NumPy's parser in many ways
         reason = (str(error).splitlines() or ["damaged"])[0]
         raise UserError(f"{path}: this is not a readable NumPy array of numbers ({reason})") from error
     if len(shape) not in (3, 4):

@@ -1,18 +1,14 @@
-"""Patterns in Zarr stores, version 2 or 3, as folders or ZIP files.
-
-The metadata are read and judged here before Zarr sees them: an array that Zarr cannot decode (the object
-array ``/meta`` of the paper's own data) must not hide the patterns beside it, a codec that could run code
-(pickle) must never start, and a declared shape must be honest.
-"""
+"""Patterns in Zarr stores, version 2 or 3, as folders or ZIP files; see `petomo.io.zarr_store`."""
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +20,11 @@ from petomo.core.errors import UserError
 from petomo.io.calibration import axes_attributes
 from petomo.io.file_source import FileSource, check_number_type, check_size, choose_array
 from petomo.io.hdf5_metadata import instrument_attributes
+from petomo.io.honest import could_swell, refuse_swelling, touched, unpacks_to_more
+from petomo.io.zarr_meta import read_record, record_attributes
+from petomo.io.zarr_store import ZarrFiles, chunk_key, chunk_of, codecs_of
 
 ZARR_SUFFIXES = (".zarr", ".zip", ".zspy")
-_METADATA = (".zarray", "zarr.json")
-_MAX_METADATA = 2**22
 _SAFE_CODECS = {
     "adler32", "astype", "bitround", "blosc", "bytes", "bz2", "crc32", "crc32c", "delta", "fixedscaleoffset",
     "fletcher32", "gzip", "jenkins_lookup3", "lz4", "lzma", "packbits", "pcodec", "quantize", "shuffle",
@@ -35,111 +32,58 @@ _SAFE_CODECS = {
 }  # fmt: skip
 
 
-class ZarrFiles:
-    """The files of a store, read without Zarr."""
+@dataclass(frozen=True)
+class _Checked:
+    """An array whose blocks are looked at before they are unpacked, each once."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._zip = None
-        if path.is_file():
-            if not zipfile.is_zipfile(path):
-                raise zipfile.BadZipFile("not a ZIP file")
-            with zipfile.ZipFile(path) as archive:
-                self._zip = {item.filename: item for item in archive.infolist()}
+    files: ZarrFiles
+    name: str
+    array: Any
+    metadata: dict[str, Any]
+    seen: set[tuple[int, ...]]
 
-    def read(self, key: str) -> bytes | None:
-        """Content of a small file, or None if there is none."""
-        if self._zip is not None:
-            item = self._zip.get(key)
-            if item is None:
-                return None
-            if item.file_size > _MAX_METADATA:
-                raise ValueError(f"{key} is {item.file_size} bytes long")
-            with zipfile.ZipFile(self.path) as archive:
-                return archive.read(item)
-        file = self.path / key
-        if not file.is_file():
-            return None
-        if file.stat().st_size > _MAX_METADATA:
-            raise ValueError(f"{key} is {file.stat().st_size} bytes long")
-        return file.read_bytes()
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
 
-    def json(self, key: str) -> dict[str, Any]:
-        """A metadata file as a dictionary; empty if there is none."""
-        content = self.read(key)
-        value = json.loads(content) if content is not None else {}
-        if not isinstance(value, dict):
-            raise ValueError(f"{key} does not hold a group of keys")
-        return value
+    def __getitem__(self, where: Any) -> np.ndarray:
+        codecs, chunks = codecs_of(self.metadata), chunk_of(self.metadata)
+        if chunks is not None and "sharding_indexed" not in codecs:
+            size = math.prod(chunks) * self.dtype.itemsize
+            for index in touched(self.array.shape, chunks, where):
+                if index not in self.seen:
+                    self._look(chunk_key(self.metadata, self.name, index), codecs[-1] if codecs else "", size)
+                    self.seen.add(index)
+        return np.asarray(self.array[where])
 
-    def arrays(self) -> dict[str, dict[str, Any]]:
-        """Metadata of every array by its path ("" = the root itself)."""
-        found = {}
-        for key in self._metadata_keys():
-            content = self.json(key)
-            if content.get("node_type", "array") == "array":
-                found[key.rpartition("/")[0]] = content
-        return dict(sorted(found.items()))
-
-    def _metadata_keys(self) -> Iterator[str]:
-        if self._zip is not None:
-            yield from (name for name in self._zip if name.rpartition("/")[2] in _METADATA)
-            return
-        for folder, folders, files in os.walk(self.path):
-            relative = Path(folder).relative_to(self.path).as_posix()
-            here = [name for name in _METADATA if name in files]
-            yield from (name if relative == "." else f"{relative}/{name}" for name in here)
-            if ".zarray" in here:
-                folders.clear()  # below are only chunks
-            elif "zarr.json" in here:
-                folders[:] = [name for name in folders if name != "c"]
-
-    def stored(self, name: str) -> int:
-        """Bytes of the chunks of one array."""
-        if self._zip is not None:
-            prefix = f"{name}/" if name else ""
-            return sum(item.compress_size for key, item in self._zip.items() if key.startswith(prefix))
-        return sum(
-            os.path.getsize(os.path.join(folder, file))
-            for folder, _, files in os.walk(self.path / name)
-            for file in files
-        )
-
-    def attributes(self, name: str) -> dict[str, Any]:
-        """Attributes of the root, then of the groups on the way, then of the array, the inner ones last."""
-        found: dict[str, Any] = {}
-        parts = name.split("/") if name else []
-        for depth in range(len(parts) + 1):
-            prefix = "/".join([*parts[:depth], ""])
-            found |= self.json(f"{prefix}.zattrs") or self.json(f"{prefix}zarr.json").get("attributes") or {}
-        return found
+    def _look(self, key: str, codec: str, size: int) -> None:
+        stored = self.files.length(key)
+        if stored > 2 * size + 2**16:
+            raise refuse_swelling(self.files.path)
+        if could_swell(codec, stored, size):
+            streamed = codec in ("zlib", "gzip", "bz2", "lzma")
+            # filters may change the size of numbers, at most from one byte to eight
+            if unpacks_to_more(codec, self.files.first(key, stored if streamed else 32), 8 * size):
+                raise refuse_swelling(self.files.path)
 
 
-def _codecs(entries: list[Any]) -> Iterator[str]:
-    """Names of all codecs in a list of settings, nested ones included."""
-    for entry in entries:
-        if isinstance(entry, dict):
-            yield str(entry.get("id", entry.get("name", ""))).removeprefix("numcodecs.")
-            settings = entry.get("configuration") or {}
-            for key in ("codecs", "index_codecs"):
-                yield from _codecs(settings.get(key) or [])
+@lru_cache(maxsize=128)
+def _opened(path: Path, name: str, stamp: tuple[int, int], process: int) -> _Checked:  # noqa: ARG001
+    """An open array; the list of a large archive takes a second to read, so it is read once.
 
-
-def _chunk(metadata: dict[str, Any]) -> tuple[int, ...] | None:
-    grid = metadata.get("chunks") or metadata.get("chunk_grid", {}).get("configuration", {}).get(
-        "chunk_shape"
-    )
-    return tuple(grid) if grid else None
+    ``stamp`` (time and size of the file) and ``process`` see to it that a new file, and a forked process,
+    open it anew.
+    """
+    files = ZarrFiles(path)
+    store = ZipStore(path, mode="r") if path.is_file() else LocalStore(path, read_only=True)
+    return _Checked(files, name, zarr.open_array(store, path=name, mode="r"), files.arrays()[name], set())
 
 
 @contextmanager
-def open_zarr_array(path: Path, name: str) -> Iterator[Any]:
-    """One array of a Zarr store, closed afterwards."""
-    store = ZipStore(path, mode="r") if path.is_file() else LocalStore(path, read_only=True)
-    try:
-        yield zarr.open_array(store, path=name, mode="r")
-    finally:
-        store.close()
+def open_zarr_array(path: Path, name: str) -> Iterator[_Checked]:
+    """One array of a Zarr store."""
+    status = path.stat()
+    yield _opened(path, name, (status.st_mtime_ns, status.st_size), os.getpid())
 
 
 def open_zarr(path: Path, dataset: str | None = None) -> FileSource:
@@ -157,19 +101,17 @@ def open_zarr(path: Path, dataset: str | None = None) -> FileSource:
             raise UserError(f"{path}: this is not a readable Zarr store (there is no array in it)")
         shapes = {key: tuple(int(length) for length in meta["shape"]) for key, meta in found.items()}
         name = choose_array(path, shapes, dataset)
-        codecs = found[name].get("codecs") or []
-        codecs = [*codecs, found[name].get("compressor"), *(found[name].get("filters") or [])]
-        for codec in _codecs(codecs):
+        for codec in codecs_of(found[name]):
             if codec not in _SAFE_CODECS:
                 raise UserError(
                     f"{path}: array `{name}` is stored with the codec {codec or 'without a name'}, which "
                     "petomo does not run; store it again with blosc, zstd, gzip or no compression"
                 )
         dtype = found[name].get("dtype") or found[name].get("data_type")
-        check_size(path, shapes[name], _numpy_type(dtype), partial(files.stored, name), _chunk(found[name]))
+        check_size(path, shapes[name], _numpy_type(dtype), partial(files.stored, name), chunk_of(found[name]))
         with open_zarr_array(path, name) as array:
             check_number_type(path, array.dtype)
-            shape = tuple(array.shape)
+            shape = tuple(array.array.shape)
         attributes, origins, remark = _calibration(files, found, name, shape)
         return FileSource(partial(open_zarr_array, path, name), shape, attributes, origins, remark)
     except (
@@ -194,8 +136,6 @@ def _calibration(
     files: ZarrFiles, found: dict[str, dict[str, Any]], name: str, shape: tuple[int, ...]
 ) -> tuple[dict[str, Any], dict[str, str], str]:
     """Attributes, where they come from, and what to say if they are not enough."""
-    from petomo.io.zarr_meta import read_record, record_attributes
-
     attributes, origins, remark = _hyperspy(files, name, len(shape))
     for other, metadata in found.items():
         if other.rpartition("/")[2] == "meta" and other != name:
@@ -230,7 +170,7 @@ def zarr_lines(path: Path) -> list[tuple[str, tuple[int, ...], str, tuple[int, .
             name,
             tuple(metadata["shape"]),
             str(metadata.get("dtype") or metadata.get("data_type")),
-            _chunk(metadata),
+            chunk_of(metadata),
             files.attributes(name),
         )
         for name, metadata in files.arrays().items()

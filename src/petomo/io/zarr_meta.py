@@ -6,15 +6,13 @@ their metadata class. Values are decoded from JSON or taken from a structured ar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numcodecs
 import numpy as np
 
 from petomo.io.calibration import as_number
-
-if TYPE_CHECKING:
-    from petomo.io.zarr_files import ZarrFiles
+from petomo.io.zarr_store import ZarrFiles
 
 _MAX_CHUNK = 2**16
 _PICKLED = "its {} is pickled, which could run code, so petomo does not open it"

@@ -395,3 +395,20 @@ def test_a_replaced_archive_is_read_anew(tmp_path):
     paper_zip(tmp_path / "b.zip", COUNTS[::-1].copy(), {"k_max": 1.0})
     (tmp_path / "b.zip").replace(tmp_path / "a.zip")
     np.testing.assert_array_equal(source.read(np.array([0])), FLAT[10:11])
+
+
+def test_info_says_what_was_found_under_other_names(tmp_path):
+    hspy(tmp_path / "a.hspy")
+    empad(tmp_path)
+    np.save(tmp_path / "a.npy", COUNTS)
+    (tmp_path / "a.mdoc").write_text("[ZValue = 0]\nTiltAngle = -3\n[ZValue = 1]\nTiltAngle = 4.5\n")
+    lines = describe_file(tmp_path / "a.hspy")
+    assert any(line.startswith("/Experiments/scan/data: (3, 5, 6, 8) uint16, chunks") for line in lines)
+    assert "  energy_ev = 200000 (from Acquisition_instrument/TEM/beam_energy)" in lines
+    assert "  energy_ev = 300000 (from XML element source.get_voltage)" in describe_file(
+        tmp_path / "acquisition.xml"
+    )
+    assert describe_file(tmp_path / "a.npy") == ["read as (3, 5, 6, 8), 15 patterns of 6 x 8"]
+    assert describe_file(tmp_path / "a.mdoc") == ["2 stage tilts from -3 to 4.5 degrees"]
+    (tmp_path / "a.docx").write_bytes(b"0")
+    assert "the format is not known" in refusal(describe_file, tmp_path / "a.docx")

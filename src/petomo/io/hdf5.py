@@ -125,7 +125,7 @@ def open_hdf5(path: Path, dataset: str | None = None) -> Source:
             attributes, origins = conventions(file, array)
             attributes |= _own_attributes(file, array.parent, array)
             return FileSource(partial(_hdf5_array, path, name, set()), array.shape, attributes, origins)
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: this is not a readable HDF5 file ({_line(error)})") from error
 
 

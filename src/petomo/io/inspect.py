@@ -10,12 +10,16 @@ import h5py
 import numpy as np
 
 from petomo.core.errors import UserError
+from petomo.io.angles import read_angles
 from petomo.io.artefacts import read_json
 from petomo.io.hdf5 import hdf5_datasets
+from petomo.io.metadata import as_text
 from petomo.io.metrics import read_metrics
-from petomo.io.sources import open_npy
+from petomo.io.sources import PATTERN_SUFFIXES, open_source
 from petomo.io.volumes import read_mrc
 from petomo.io.zarr_files import ZARR_SUFFIXES, zarr_lines
+
+_TILTS = (".tlt", ".rawtlt", ".mdoc", ".star", ".json")
 
 
 def _attribute_lines(attributes: Any) -> list[str]:
@@ -68,7 +72,7 @@ def _run_folder(path: Path) -> list[str]:
 
 
 def describe_file(path: str | Path) -> list[str]:
-    """Shapes, number types and attributes of a data file, volume or run folder.
+    """Shapes, number types and attributes of a data file, volume, table of tilts or run folder.
 
     Raises
     ------
@@ -78,22 +82,45 @@ def describe_file(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: there is no such file; give a data file, a volume or a run folder")
-    suffix = path.suffix.lower()
     try:
         if (path / "state.json").is_file():
             return _run_folder(path)
-        if path.is_dir() or suffix in ZARR_SUFFIXES:
-            return _zarr(path)
-        if suffix == ".npy":
-            source = open_npy(path)
-            return [
-                f"{source.array_shape}, {source.shape[0]} patterns of {source.shape[1]} x {source.shape[2]}"
-            ]
-        if h5py.is_hdf5(path):
-            return _hdf5(path)
-        if suffix in (".mrc", ".map", ".rec", ".st"):
+        if path.suffix.lower() in (".mrc", ".map", ".rec", ".st", ".ali"):
             return _mrc(path)
+        if path.suffix.lower() in _TILTS:
+            return _tilts(path)
+        if not (path.is_dir() or path.suffix.lower() in PATTERN_SUFFIXES or h5py.is_hdf5(path)):
+            raise UserError(
+                f"{path}: the format is not known; give patterns, a volume (.mrc), stage tilts or a run folder"
+            )
+        return _stored(path) + _as_read(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, BadZipFile) as error:
         reason = (str(error).splitlines() or ["damaged"])[0]
         raise UserError(f"{path}: this cannot be read ({reason})") from error
-    raise UserError(f"{path}: the format is not known; give HDF5, Zarr, NPY, MRC or a run folder")
+
+
+def _stored(path: Path) -> list[str]:
+    """What a container of arrays holds."""
+    if path.is_dir() or path.suffix.lower() in ZARR_SUFFIXES:
+        return _zarr(path)
+    return _hdf5(path) if h5py.is_hdf5(path) else []
+
+
+def _as_read(path: Path) -> list[str]:
+    """The patterns, and what was found about them under other names than petomo's."""
+    try:
+        source = open_source(path)
+    except UserError:
+        if _stored(path):
+            return []  # a container without patterns, or with several arrays that could be
+        raise
+    count, ky, kx = source.shape
+    lines = [f"read as {source.array_shape}, {count} patterns of {ky} x {kx}"]
+    for key, where in source.origins.items():
+        lines.append(f"  {key} = {as_text(source.attributes[key])} (from {where})")
+    return lines + ([f"  {source.remark}"] if source.remark else [])
+
+
+def _tilts(path: Path) -> list[str]:
+    angles = read_angles(path)
+    return [f"{len(angles)} stage tilts from {min(angles):g} to {max(angles):g} degrees"]

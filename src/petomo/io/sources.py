@@ -22,6 +22,7 @@ __all__ = ["FileSource", "Source", "open_npy", "open_source"]
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".emd", ".hspy", ".nxs", ".mat")
 EMPAD_SUFFIXES = (".raw", ".xml")
+PATTERN_SUFFIXES = (*HDF5_SUFFIXES, *ZARR_SUFFIXES, ".npy", *EMPAD_SUFFIXES, *VENDOR_SUFFIXES)
 
 
 @contextmanager
@@ -67,5 +68,5 @@ def open_source(path: Path, dataset: str | None = None) -> Source:
         return open_hdf5(path, dataset)
     if suffix in EMPAD_SUFFIXES:
         return open_empad(path, dataset)
-    known = ", ".join((*HDF5_SUFFIXES, *ZARR_SUFFIXES, ".npy", *EMPAD_SUFFIXES, *VENDOR_SUFFIXES))
+    known = ", ".join(PATTERN_SUFFIXES)
     raise UserError(f"{path}: the format {suffix or 'without a suffix'} is not known; petomo reads {known}")

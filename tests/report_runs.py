@@ -28,8 +28,9 @@ def make_run(folder):
         "name": NASTY,
         "data": {"defocus_angstrom": -60.0, "stage_tilts_degree": [-20, 20], "dose": list(range(9))},
         "input": {
-            "tilts": 2, "stage_tilt_degree": [-20, 20], "scan_shape": [4, 5], "scan_step_angstrom": [0.5, 0.4],
-            "detector_sampling_per_angstrom": [0.05, 0.04], "dose_total_per_square_angstrom": 123456.0,
+            "tilts": 2, "stage_tilt_degree": [-20, 20], "scan_shape": [4, 5],
+            "scan_step_angstrom": [0.5, 0.4], "detector_sampling_per_angstrom": [0.05, 0.04],
+            "dose_total_per_square_angstrom": 123456.0,
         },
         "atoms": {"Pt": 1, "Al": 1, "O": 2},
     }  # fmt: skip

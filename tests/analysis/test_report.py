@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from report_runs import NASTY, SHAPE, VOXEL, make_run
 
 from petomo.analysis import figures, volume_figures
 from petomo.analysis.panels import as_panels, bar_length
@@ -19,6 +18,7 @@ from petomo.analysis.report_sections import PLANS
 from petomo.core.electron import defocus_in_words
 from petomo.core.errors import UserError
 from petomo.io.metrics import append_metrics
+from report_runs import NASTY, SHAPE, VOXEL, make_run
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_nested_values_become_rows_in_words():
         )
     )
     assert rows == {
-        "a b: defocus (Å)": "50 Å underfocus, 7 Å overfocus",
+        "a b: defocus": "50 Å underfocus, 7 Å overfocus",
         "a b: dose": "9 values from 0 to 8",
         "a b: fine": "True",
     }

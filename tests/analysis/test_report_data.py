@@ -22,11 +22,12 @@ def volts(shown):
 @pytest.mark.parametrize(("fine", "levels"), [(10**6, 4095), (0, 255)])
 def test_the_volume_comes_back_to_half_a_grey_level(fine, levels):
     volume = np.random.default_rng(0).normal(size=(5, 8, 11)).astype(np.float32)
-    shown = report_data.volume_data(volume, (0.5, 0.4, 0.3), fine=fine)
+    shown = report_data.volume_data(volume, (0.5, 0.4, 0.3), "rad/Å", fine=fine)
     span = volume.max() - volume.min()
     assert np.abs(volts(shown) - volume).max() <= 0.501 * span / levels
     np.testing.assert_allclose(shown["start"], [-2 * 0.5, -4 * 0.4, -5 * 0.3])
     assert shown["binned"] == [1, 1, 1]
+    assert shown["unit"] == "rad/Å"
     assert shown["window"][0] < shown["surface"] < shown["window"][1]
 
 
@@ -58,7 +59,11 @@ def test_atoms_carry_their_numbers_and_no_nan():
 
 
 def test_losses_of_tilts_start_together_and_lone_values_make_one_curve():
-    chain = [{"iteration": 3 * t + i + 1, "loss": 5.0 - i, "tilt": t, "noise_floor": 1.0 + t} for t in (0, 1) for i in range(3)]  # fmt: skip
+    chain = [
+        {"iteration": 3 * t + i + 1, "loss": 5.0 - i, "tilt": t, "noise_floor": 1.0 + t}
+        for t in (0, 1)
+        for i in range(3)
+    ]
     lone = [{"iteration": t + 1, "loss": float(t), "tilt": t} for t in range(4)]
     ptychography, field = report_data.loss_data({"ptychography": chain, "bright_field": lone})
     assert [c["iteration"] for c in ptychography["curves"]] == [[1, 2, 3], [1, 2, 3]]

@@ -22,6 +22,7 @@ class Picture:
     """A figure's panels, and the sentence below them."""
 
     panels: Sequence[Panel]
+    columns: int  # of a wide page
     caption: str
 
 
@@ -57,11 +58,14 @@ def first_of(run: Path, need: str) -> Path | None:
 
 def picture(figure: Any, caption: str) -> Picture:
     """A matplotlib figure, cut into its panels."""
-    return Picture(as_panels(figure), caption)
+    place = figure.axes[0].get_subplotspec()
+    return Picture(as_panels(figure), place.get_gridspec().ncols if place else 1, caption)
 
 
 def name_in_words(key: str) -> str:
     """A key for people: its unit, where it ends in one, in brackets."""
+    if "defocus" in key:  # its value in words has the unit
+        return key.removesuffix("_angstrom").replace("_", " ")
     for ending, unit in _UNITS.items():
         if key.endswith("_" + ending):
             return f"{key.removesuffix('_' + ending).replace('_', ' ')} ({unit})"

@@ -34,16 +34,22 @@ def packed(values: np.ndarray) -> dict[str, Any]:
 
 
 def volume_data(
-    volume: np.ndarray, voxel_size: Sequence[float], most: int = MOST_VOXELS, fine: int = FINE_VOXELS
+    volume: np.ndarray,
+    voxel_size: Sequence[float],
+    unit: str = "V",
+    most: int = MOST_VOXELS,
+    fine: int = FINE_VOXELS,
 ) -> dict[str, Any]:
     """The volume in grey levels with its place in the sample frame.
 
     Parameters
     ----------
     volume : np.ndarray
-        Potential ``z y x`` in volts.
+        Potential ``z y x``.
     voxel_size : sequence of float
         Angstrom along z y x.
+    unit : str
+        Of the volume's values.
     most : int
         Voxels beyond which neighbours are averaged.
     fine : int
@@ -52,9 +58,9 @@ def volume_data(
     Returns
     -------
     dict
-        ``levels`` (see `packed`), ``low`` and ``step`` (volts of a level: ``low + step * level``), ``start``
+        ``levels`` (see `packed`), ``low`` and ``step`` (value of a level: ``low + step * level``), ``start``
         (coordinate of the first voxel's centre) and ``voxel`` in angstrom along z y x, ``binned`` (factors),
-        and ``window`` and ``surface``, the contrast limits and the contour to begin with, in volts.
+        and ``window`` and ``surface``, the contrast limits and the contour to begin with.
     """
     volume = np.nan_to_num(np.asarray(volume, np.float32))
     voxel = np.asarray(voxel_size, float)
@@ -72,6 +78,7 @@ def volume_data(
     window = [dark, bright if bright > dark else dark + levels * step]
     return {
         "levels": packed(counts),
+        "unit": unit,
         "low": low,
         "step": step,
         "start": list((np.asarray((factors - 1) / 2) - shape // 2) * voxel),

@@ -22,7 +22,9 @@ VOLUMES = "volume.mrc|volume_linear.mrc"
 def _input(run: Path) -> Content:
     summary = artefacts.read_json(run / "summary.json")
     given = summary.pop("input", {})  # its values need no such heading in a section of this title
-    rows = [*flat_rows(summary), *flat_rows(given if isinstance(given, Mapping) else {"input": given})]
+    summary.pop("stage_seconds", None)  # the page's header has them
+    start = {key: summary.pop(key) for key in ("name", "petomo", "torch") if key in summary}
+    rows = [*flat_rows(start | given), *flat_rows(summary)]
     config = run / "config.yaml"
     return Content(rows=rows, text=config.read_text(encoding="utf-8") if config.is_file() else "")
 
@@ -161,11 +163,12 @@ def _pattern_pairs(patterns: Mapping[str, Mapping[str, Any]]) -> Iterator[Pictur
 def _slices(run: Path) -> Content:
     path = first_of(run, VOLUMES) or run / "volume.mrc"
     volume, voxel = read_mrc(path)
-    shown = report_data.volume_data(volume, voxel)
+    unit = "V" if path.name == "volume.mrc" else "rad/Å"  # linear tomography knows phases only
+    shown = report_data.volume_data(volume, voxel, unit)
     z, y, x = volume.shape
     lines = [
         f"{z} × {y} × {x} voxels (z y x) of {' × '.join(f'{v:.4g}' for v in voxel)} Å; "
-        f"{volume.min():.4g} to {volume.max():.4g} V, mean {volume.mean():.4g} V."
+        f"{volume.min():.4g} to {volume.max():.4g} {unit}, mean {volume.mean():.4g} {unit}."
     ]
     if path.name != "volume.mrc":
         lines.append(
@@ -184,7 +187,7 @@ def _slices(run: Path) -> Content:
         viewer="slices",
         data=data,
         lines=lines,
-        instead=lambda: [picture(volume_figures.orthogonal_slices(volume, voxel), caption)],
+        instead=lambda: [picture(volume_figures.orthogonal_slices(volume, voxel, unit=unit), caption)],
     )
 
 

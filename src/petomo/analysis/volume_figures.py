@@ -13,17 +13,21 @@ from petomo.analysis.panels import COLOURS, PLANES, colourbar, element_colours, 
 from petomo.analysis.resolution import ShellCorrelation, radial_power_spectrum
 
 
-def orthogonal_slices(volume: np.ndarray, voxel_size: Sequence[float], thickness: float = 1.0) -> Figure:
-    """Three orthogonal slabs through the origin, mean over ``thickness`` angstrom, in volts.
+def orthogonal_slices(
+    volume: np.ndarray, voxel_size: Sequence[float], thickness: float = 1.0, unit: str = "V"
+) -> Figure:
+    """Three orthogonal slabs through the origin, mean over ``thickness`` angstrom.
 
     Parameters
     ----------
     volume : np.ndarray
-        Potential ``z y x`` in volts.
+        Potential ``z y x``.
     voxel_size : sequence of float
         Angstrom along z y x.
     thickness : float
         Of a slab in angstrom.
+    unit : str
+        Of the volume's values.
     """
     figure, axes = grid(3, columns=3, width=3.2, height=3.0)
     slabs = []
@@ -44,7 +48,7 @@ def orthogonal_slices(volume: np.ndarray, voxel_size: Sequence[float], thickness
             origin="lower",
             aspect=size[down] / size[across],
         )
-        colourbar(figure, image, axis, "V")
+        colourbar(figure, image, axis, unit)
         scale_bar(axis, slab.shape[1], size[across])
         title(axis, f"{cut} = 0, {thickness:g} Å thick")
         axis.set_xticks([])

@@ -9,7 +9,7 @@ viewers.patterns = (place) => {
   const { entries, maps, sampling } = data.patterns;
   if (!entries.length) return;
   const tilts = [...new Set(entries.map((entry) => entry.tilt))].sort((a, b) => a - b);
-  const kept = entries.findIndex((entry) => entry.name === state.pattern);
+  const kept = entries.findIndex((entry) => entry.name === (state.pattern || "worst"));
   let current = Math.max(kept, 0);
   const panels = el("div", { class: "patterns" });
   const map = el("div", { class: "map" });

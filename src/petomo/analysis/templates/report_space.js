@@ -1,4 +1,4 @@
-// The turnable view: spheres, surface points and lines drawn into a depth buffer, parallel projection.
+// The turnable view: spheres, a surface and lines drawn into a depth buffer, parallel projection.
 
 const LIGHT = [0.35, 0.5, 0.79];
 
@@ -63,28 +63,46 @@ class Space {
       }
   }
 
-  // Small squares; ``sheer`` leaves out every other pixel, so that what is behind shows through.
-  cloud({ points, normals, size }, colour, sheer) {
+  // Shaded quads; ``sheer`` leaves out every other pixel, so that what is behind shows through.
+  mesh({ points, normals, quads }, colour, sheer) {
     const [[a, b, c], [d, e, f], [g, h, k]] = this.matrix;
-    const [cx, cy, cz] = this.centre;
-    const reach = Math.max(1, Math.round(0.62 * size * this.scale));
-    const half = reach >> 1;
-    for (let i = 0; i < points.length; i += 3) {
+    const seen = new Float32Array((4 * points.length) / 3); // column, row, depth, light
+    for (let i = 0, o = 0; i < points.length; i += 3, o += 4) {
+      const [x, y, z] = [points[i] - this.centre[0], points[i + 1] - this.centre[1], points[i + 2] - this.centre[2]];
+      seen[o] = this.width / 2 + this.scale * (a * x + b * y + c * z);
+      seen[o + 1] = this.height / 2 - this.scale * (d * x + e * y + f * z);
+      seen[o + 2] = g * x + h * y + k * z;
       const [p, q, r] = [normals[i], normals[i + 1], normals[i + 2]];
-      const facing = g * p + h * q + k * r;
-      if (facing < -0.15) continue; // turned away
-      const lit = (a * p + b * q + c * r) * LIGHT[0] + (d * p + e * q + f * r) * LIGHT[1] + facing * LIGHT[2];
-      const light = 0.4 + 0.65 * Math.max(0, lit);
-      const [x, y, z] = [points[i] - cx, points[i + 1] - cy, points[i + 2] - cz];
-      const left = Math.round(this.width / 2 + this.scale * (a * x + b * y + c * z)) - half;
-      const top = Math.round(this.height / 2 - this.scale * (d * x + e * y + f * z)) - half;
-      const near = g * x + h * y + k * z;
-      for (let v = Math.max(0, top); v < Math.min(this.height, top + reach); v++)
-        for (let u = Math.max(0, left); u < Math.min(this.width, left + reach); u++) {
-          const place = v * this.width + u;
-          if (near > this.depth[place] && !(sheer && (u + v) & 1)) this.put(place, near, colour, light);
-        }
+      const [across, up, facing] = [a * p + b * q + c * r, d * p + e * q + f * r, g * p + h * q + k * r];
+      const lit = across * LIGHT[0] + up * LIGHT[1] + facing * LIGHT[2];
+      seen[o + 3] = (0.46 + 0.66 * Math.max(0, lit)) * Math.sign(facing + 0.2); // negative: turned away
     }
+    for (let i = 0; i < quads.length; i += 4) {
+      this.triangle(seen, 4 * quads[i], 4 * quads[i + 1], 4 * quads[i + 2], colour, sheer);
+      this.triangle(seen, 4 * quads[i], 4 * quads[i + 2], 4 * quads[i + 3], colour, sheer);
+    }
+  }
+
+  triangle(seen, p, q, r, colour, sheer) {
+    if (seen[p + 3] < 0 && seen[q + 3] < 0 && seen[r + 3] < 0) return;
+    const [x0, y0, x1, y1, x2, y2] = [seen[p], seen[p + 1], seen[q], seen[q + 1], seen[r], seen[r + 1]];
+    const area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0);
+    if (area === 0) return;
+    const [left, right] = [Math.max(0, Math.ceil(Math.min(x0, x1, x2))), Math.min(this.width - 1, Math.max(x0, x1, x2))];
+    const [top, bottom] = [Math.max(0, Math.ceil(Math.min(y0, y1, y2))), Math.min(this.height - 1, Math.max(y0, y1, y2))];
+    for (let v = top; v <= bottom; v++)
+      for (let u = left; u <= right; u++) {
+        const second = ((u - x0) * (y2 - y0) - (x2 - x0) * (v - y0)) / area;
+        const third = ((x1 - x0) * (v - y0) - (u - x0) * (y1 - y0)) / area;
+        const first = 1 - second - third;
+        if (first < -1e-3 || second < -1e-3 || third < -1e-3 || (sheer && (u + v) & 1)) continue;
+        const z = first * seen[p + 2] + second * seen[q + 2] + third * seen[r + 2];
+        const place = v * this.width + u;
+        if (z <= this.depth[place]) continue;
+        const light = first * Math.abs(seen[p + 3]) + second * Math.abs(seen[q + 3]) + third * Math.abs(seen[r + 3]);
+        this.put(place, z, colour, light);
+        this.owner[place] = 0;
+      }
   }
 
   line(p, q, colour) {

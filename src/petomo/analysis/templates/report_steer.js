@@ -70,7 +70,7 @@ function spaceControls(model, redraw) {
   const most = model.low + model.step * (model.levels.BYTES_PER_ELEMENT === 1 ? 255 : 4095);
   const level = slider("Surface at", {
     min: model.low, max: Math.min(most, 2 * model.window[1]), step: (most - model.low) / 2000 || 1, value: model.surface,
-    key: "surface", say: (v) => `${short(v, 3)} V`, change: set("surface"),
+    key: "surface", say: (v) => `${short(v, 3)} ${model.unit}`, change: set("surface"),
   });
   const planes = ticked("outline the slices", model.planes, "planes", set("planes"));
   if (!model.atoms) return el("div", { class: "controls side" }, views, level.whole, planes);

@@ -1,47 +1,72 @@
-// Points on the surface where the potential crosses a level, each with its outward normal.
+// The surface where the potential crosses a level, as a mesh (surface nets: one vertex in every voxel cube it cuts).
 
-const MOST_POINTS = 160000;
+const CORNERS = [0, 1, 2, 3, 4, 5, 6, 7].map((i) => [i & 1, (i >> 1) & 1, i >> 2]);
+const EDGES = CORNERS.flatMap((_, i) => [1, 2, 4].filter((bit) => !(i & bit)).map((bit) => [i, i | bit]));
 
-function surfacePoints(model, volts) {
-  const { levels, count, stride, start, voxel } = model;
+const MOST_QUADS = 500000; // noise near zero has millions: the rest of such a surface is left out
+
+// Growing typed array.
+class List {
+  constructor(kind) {
+    [this.array, this.length] = [new kind(1 << 14), 0];
+  }
+
+  push(...values) {
+    if (this.length + values.length > this.array.length) {
+      const wider = new this.array.constructor(2 * this.array.length);
+      wider.set(this.array);
+      this.array = wider;
+    }
+    for (const value of values) this.array[this.length++] = value;
+  }
+
+  get values() {
+    return this.array.subarray(0, this.length);
+  }
+}
+
+function surfaceMesh(model, volts) {
+  const { levels, count, stride } = model;
   const level = (volts - model.low) / model.step;
   const [nx, ny, nz] = count;
-  const found = []; // voxel, axis and fraction along the edge, three numbers a point
-  for (let z = 0; z < nz; z++)
-    for (let y = 0; y < ny; y++) {
-      let place = (z * ny + y) * nx;
-      for (let x = 0; x < nx; x++, place++) {
-        const here = levels[place];
-        const inside = here >= level;
-        if (x + 1 < nx && inside !== levels[place + 1] >= level) found.push(place, 0, (level - here) / (levels[place + 1] - here));
-        if (y + 1 < ny && inside !== levels[place + nx] >= level) found.push(place, 1, (level - here) / (levels[place + nx] - here));
-        if (z + 1 < nz && inside !== levels[place + nx * ny] >= level) found.push(place, 2, (level - here) / (levels[place + nx * ny] - here));
+  const offsets = CORNERS.map((c) => c[0] + c[1] * stride[1] + c[2] * stride[2]);
+  const vertex = new Int32Array(levels.length).fill(-1); // of the cube whose first corner is this voxel
+  const [points, normals, quads] = [new List(Float32Array), new List(Float32Array), new List(Int32Array)];
+  for (let z = 0; z + 1 < nz && quads.length < 4 * MOST_QUADS; z++)
+    for (let y = 0; y + 1 < ny; y++)
+      for (let x = 0, place = z * stride[2] + y * stride[1]; x + 1 < nx; x++, place++) {
+        let mask = 0;
+        for (let i = 0; i < 8; i++) if (levels[place + offsets[i]] >= level) mask |= 1 << i;
+        if (mask === 0 || mask === 255) continue;
+        vertex[place] = points.length / 3;
+        addVertex(model, level, place, offsets, mask, [x, y, z], points, normals);
+        // edges from the first corner: the four cubes around each have their vertices by now
+        for (let axis = 0; axis < 3; axis++) {
+          const [i, j] = [(axis + 1) % 3, (axis + 2) % 3];
+          if ((mask & 1) === ((mask >> (1 << axis)) & 1) || [x, y, z][i] === 0 || [x, y, z][j] === 0) continue;
+          quads.push(vertex[place], vertex[place - stride[i]], vertex[place - stride[i] - stride[j]], vertex[place - stride[j]]);
+        }
       }
-    }
-  const skip = Math.max(1, Math.ceil(found.length / 3 / MOST_POINTS));
-  const total = Math.floor(found.length / 3 / skip);
-  const points = new Float32Array(3 * total);
-  const normals = new Float32Array(3 * total);
-  const slope = (place, index, axis) => {
-    const before = index > 0 ? levels[place - stride[axis]] : levels[place];
-    const after = index + 1 < count[axis] ? levels[place + stride[axis]] : levels[place];
-    return (after - before) / voxel[axis];
-  };
-  for (let i = 0; i < total; i++) {
-    const [place, along, part] = found.slice(3 * i * skip, 3 * i * skip + 3);
-    const index = [place % nx, Math.floor(place / nx) % ny, Math.floor(place / (nx * ny))];
-    const next = [...index];
-    next[along] += 1;
-    let length = 0;
-    for (let axis = 0; axis < 3; axis++) {
-      points[3 * i + axis] = start[axis] + voxel[axis] * (index[axis] + (axis === along ? part : 0));
-      const there = slope(place + stride[along], next[axis], axis);
-      const n = -((1 - part) * slope(place, index[axis], axis) + part * there);
-      normals[3 * i + axis] = n;
-      length += n * n;
-    }
-    length = Math.sqrt(length) || 1;
-    for (let axis = 0; axis < 3; axis++) normals[3 * i + axis] /= length;
+  const cut = quads.length >= 4 * MOST_QUADS;
+  return { points: points.values, normals: normals.values, quads: quads.values, cut };
+}
+
+// The mean of the crossings on the cube's edges; the normal points to lower potential.
+function addVertex({ levels, start, voxel }, level, place, offsets, mask, cube, points, normals) {
+  const [middle, slope] = [[0, 0, 0], [0, 0, 0]];
+  let crossings = 0;
+  for (const [a, b] of EDGES) {
+    if (((mask >> a) & 1) === ((mask >> b) & 1)) continue;
+    const [va, vb] = [levels[place + offsets[a]], levels[place + offsets[b]]];
+    const part = (level - va) / (vb - va);
+    for (let axis = 0; axis < 3; axis++) middle[axis] += CORNERS[a][axis] + part * (CORNERS[b][axis] - CORNERS[a][axis]);
+    crossings++;
   }
-  return { points, normals, size: Math.max(...voxel) * Math.cbrt(skip) };
+  for (let i = 0; i < 8; i++)
+    for (let axis = 0; axis < 3; axis++) slope[axis] += (CORNERS[i][axis] ? -1 : 1) * levels[place + offsets[i]] / voxel[axis];
+  const length = Math.hypot(...slope) || 1;
+  for (let axis = 0; axis < 3; axis++) {
+    points.push(start[axis] + voxel[axis] * (cube[axis] + middle[axis] / crossings));
+    normals.push(slope[axis] / length);
+  }
 }

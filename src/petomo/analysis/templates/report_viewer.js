@@ -16,7 +16,7 @@ function makeModel(volume, levels, atoms) {
   const chosen = kept.chosen || new Set();
   const choice = (name, usual) => (chosen.has(name) ? kept[name] : usual); // defaults may change with the volume
   const model = {
-    levels, count, start, voxel, atoms, chosen, low: volume.low, step: volume.step, stride: [1, nx, nx * ny],
+    levels, count, start, voxel, atoms, chosen, unit: volume.unit, low: volume.low, step: volume.step, stride: [1, nx, nx * ny],
     cross: count.map((n, axis) => clamp((kept.cross || [])[axis] ?? Math.round(-start[axis] / voxel[axis]), 0, n - 1)),
     window: choice("window", [...volume.window]), slab: choice("slab", Math.max(1, Math.round(1 / voxel[2]))),
     map: choice("map", "grey"), smooth: choice("smooth", true), overlay: choice("overlay", true),
@@ -62,7 +62,7 @@ viewers.slices = async (place) => {
 
 function whereabouts(model) {
   const at = AXES.map((name, axis) => `${name} ${fixed(model.place(axis, model.cross[axis]))}`).join(", ");
-  const words = `${at} Å: ${short(model.value(), 3)} V`;
+  const words = `${at} Å: ${short(model.value(), 3)} ${model.unit}`;
   if (!model.atoms) return words;
   let [best, atom] = [Infinity, -1];
   model.atoms.xyz.forEach((xyz, i) => {
@@ -100,8 +100,8 @@ function sliceControls(model) {
   };
   const [low, high] = [model.low, model.low + model.step * (model.levels.BYTES_PER_ELEMENT === 1 ? 255 : 4095)];
   const bar = el("div", {});
-  const volts = (value) => `${short(value, 3)} V`;
-  const showBar = () => bar.replaceChildren(colourBar(MAPS[model.map], short(model.window[0], 3), short(model.window[1], 3), "V"));
+  const volts = (value) => `${short(value, 3)} ${model.unit}`;
+  const showBar = () => bar.replaceChildren(colourBar(MAPS[model.map], short(model.window[0], 3), short(model.window[1], 3), model.unit));
   const edge = (which) => (value) => {
     model.choose("window", model.window.with(which, value));
     showBar();
@@ -140,7 +140,7 @@ function spaceView(model) {
   const wide = model.atoms?.xyz.length // what zoom 1 shows: the specimen where atoms tell its size
     ? clamp(1.25 * Math.max(...model.atoms.xyz.map((p) => Math.hypot(...p.map((r, i) => r - middle[i])))), 0.2 * reach, reach)
     : 0.86 * reach;
-  let [points, level, shown, moving] = [null, null, null, false];
+  let [mesh, level, shown, moving] = [null, null, null, false];
 
   const draw = () => {
     const size = fit(canvas, canvas.clientWidth < 560 ? 1 : 0.7);
@@ -154,12 +154,12 @@ function spaceView(model) {
     if (model.shows !== "surface" && model.atoms)
       model.atoms.xyz.forEach((xyz, i) => {
         const kind = model.atoms.element[i];
-        const radius = (0.9 * model.size) / Math.sqrt(1 + 0.8 * kind);
+        const radius = ((model.shows === "both" ? 0.4 : 0.9) * model.size) / Math.sqrt(1 + 0.8 * kind);
         if (model.elements[kind]) shown.sphere(xyz, radius, channels(model.atoms.elements[kind].colour), i + 1);
       });
     if (model.shows !== "atoms") {
-      if (level !== model.surface) points = surfacePoints(model, (level = model.surface));
-      shown.cloud(points, [150, 178, 205], model.shows === "both");
+      if (level !== model.surface) mesh = surfaceMesh(model, (level = model.surface));
+      shown.mesh(mesh, [150, 178, 205], model.shows === "both");
     }
     shown.box(low, high, channels(rule));
     if (model.planes)
@@ -174,6 +174,9 @@ function spaceView(model) {
     drawAxes(size.context, model.matrix, size.width - 48, size.height - 48, ink);
     const bar = barLength((size.width / scale) * ratio);
     drawScaleBar(size.context, size.height, (bar * scale) / ratio, bar, "Å");
+    if (model.shows === "atoms" || !mesh.cut) return;
+    size.context.fillStyle = ink;
+    size.context.fillText("Too rough at this level to be drawn whole: raise it.", 12, 22);
   };
   const pick = (event) => {
     const [u, v] = [event.offsetX / canvas.clientWidth, event.offsetY / canvas.clientHeight];
@@ -186,7 +189,8 @@ function spaceView(model) {
     redraw();
   });
   onResize(canvas, draw);
-  const hint = "Drag to turn, pinch or the wheel (after a click) to zoom; click an atom to take the slices there.";
+  const jump = model.atoms ? "; click an atom to take the slices there" : "";
+  const hint = `Drag to turn; pinch, or the wheel after a click, to zoom; arrow keys, plus, minus and 0 do the same${jump}.`;
   const picture = el("div", {}, canvas, el("p", { class: "caption" }, hint));
   return { whole: el("div", { class: "space" }, picture, spaceControls(model, redraw)), draw };
 }

@@ -25,6 +25,7 @@ app = typer.Typer(
 
 Settings = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key: a.b=value.")]
 ConfigFile = Annotated[Path, typer.Argument(help="YAML configuration.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs instead of people.")]
 RunFolder = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
 
 
@@ -58,19 +59,21 @@ def init(
 
 
 @app.command()
-def check(config: ConfigFile, set_: Settings = []) -> None:  # noqa: B006
-    """Open and validate everything, and say in words what follows."""
-    from petomo.io.readers import validate_counts
-    from petomo.workflow.config import load_config
-    from petomo.workflow.describe import facts, sentences, tilt_lines
-    from petomo.workflow.runner import open_input
+def check(config: ConfigFile, set_: Settings = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Open and validate everything, say in words what follows, and find what is wrong with the data."""
+    import json
 
-    settings = load_config(config, set_)
-    series, device = open_input(settings)
-    numbers = facts(series, settings, validate_counts(series))
-    for line in [*tilt_lines(series, numbers), *sentences(numbers)]:
-        typer.echo(line)
-    typer.echo(f"ready to run on {device}")
+    from petomo.workflow.config import load_config
+    from petomo.workflow.diagnose import check as check_series
+
+    checked = check_series(load_config(config, set_))
+    if as_json:
+        typer.echo(json.dumps(checked.as_json(), indent=1))
+    else:
+        for line in checked.lines():
+            typer.echo(line)
+    if not checked.usable:
+        raise UserError(f"{config}: the data cannot be used as they are; see the findings marked `error`")
 
 
 @app.command()
@@ -171,11 +174,19 @@ def view(run_folder: RunFolder) -> None:
 @app.command()
 def info(
     file: Annotated[Path, typer.Argument(help="Data file, volume or run folder.", show_default=False)],
+    as_json: AsJson = False,
 ) -> None:
-    """Say what a file holds."""
+    """Say what a file holds, what is missing, and what follows from it."""
     from petomo.io.inspect import describe_file
+    from petomo.workflow.describe import file_lines
 
-    for line in describe_file(file):
+    lines = [*describe_file(file), *file_lines(file)]
+    if as_json:
+        import json
+
+        typer.echo(json.dumps({"file": str(file), "lines": lines}, indent=1))
+        return
+    for line in lines:
         typer.echo(line)
 
 

@@ -98,10 +98,12 @@ def bad_pixels(tilts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     hot = total > 2 * _bright_neighbours(total) + 6 * np.sqrt(_bright_neighbours(total)) + 10
     if hot.any():
         hot &= np.mean([image > 1.5 * _bright_neighbours(image) for image in tilts], axis=0) > 0.5
-    lit = _between(total)
+    # a hot pixel would make the dark ones beside it look dead
+    lit, total = _between(mend(total[None], hot)[0]), np.where(hot, np.inf, total)
     dead = (total < 0.05 * lit) & (lit > 50)
     if dead.any():
-        dead &= np.mean([(image < 0.1 * _between(image)) for image in tilts], axis=0) > 0.5
+        mended = mend(np.stack(tilts), hot)
+        dead &= np.mean([image < 0.1 * _between(image) for image in mended], axis=0) > 0.5
     return hot, dead
 
 
@@ -135,7 +137,8 @@ def saturation(survey: TiltSurvey) -> tuple[float, int]:
     above = hits[::-1].cumsum()[::-1] - hits
     smallest = levels[levels > 0].min(initial=math.inf)
     for i in np.flatnonzero((hits >= 10) & (hits > 10 * above) & (levels >= 4 * min(1.0, smallest)))[::-1]:
-        if hits[i] > 3 * hits[:i][levels[:i] >= 0.97 * levels[i]].sum():
+        below = levels[i] - max(0.03 * levels[i], 1.5 * min(1.0, smallest))
+        if hits[i] > 3 * hits[:i][levels[:i] >= below].sum():
             return float(levels[i]), int((survey.peak >= levels[i]).sum())
     return math.inf, 0
 

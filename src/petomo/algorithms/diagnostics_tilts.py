@@ -155,7 +155,7 @@ def misfits(correlations: np.ndarray, tilts: Sequence[float], margin: float = 0.
 
 def _misfit(correlations: np.ndarray, order: list, i: int) -> Misfit:
     c, n = correlations[np.ix_(order, order)], len(order)
-    here = max(c[i, j] for j in (i - 1, i + 1) if 0 <= j < n)
+    here = max(float(c[i, j]) for j in (i - 1, i + 1) if 0 <= j < n)
     elsewhere = {
         p: float(np.sort([c[i, j] for j in (p - 1, p, p + 1) if 0 <= j < n and j != i])[-2:].mean())
         for p in range(n)
@@ -163,7 +163,7 @@ def _misfit(correlations: np.ndarray, order: list, i: int) -> Misfit:
     }
     best = max(elsewhere, key=elsewhere.__getitem__) if elsewhere else i
     around = float(c[i - 1, i + 1]) if 0 < i < n - 1 else -math.inf
-    like = max((j for j in (best - 1, best, best + 1) if 0 <= j < n and j != i), key=lambda j: c[i, j])
-    if elsewhere and elsewhere[best] >= around - 0.05:
-        return Misfit(int(order[i]), float(here), max(elsewhere[best], around), int(order[like]))
-    return Misfit(int(order[i]), float(here), around, None)
+    if elsewhere and here < 0.75 * elsewhere[best]:
+        like = max((j for j in (best - 1, best, best + 1) if 0 <= j < n and j != i), key=lambda j: c[i, j])
+        return Misfit(int(order[i]), here, elsewhere[best], int(order[like]))
+    return Misfit(int(order[i]), here, around if here < 0.5 * around else here, None)

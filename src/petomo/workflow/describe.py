@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from petomo.core.dataset import TiltSeries
 from petomo.core.electron import defocus_in_words, mrad_to_inverse_angstrom, wavelength
+from petomo.core.errors import UserError
+from petomo.io.readers import open_tilt
+from petomo.io.settings import DataSettings
+from petomo.io.sources import open_source
 from petomo.physics.multislice import default_chunk
 from petomo.workflow.config import Config
 from petomo.workflow.grids import CACHE_BYTES, Grids, plan_grids, slicing
+
+#: Keys of the configuration, and the attribute of a file that says the same.
+ATTRIBUTES = {
+    "data.energy_kev": "energy_ev",
+    "data.semiangle_mrad": "semiangle_mrad",
+    "data.scan_step_angstrom": "scan_step_angstrom",
+    "data.dk_per_angstrom": "detector_sampling_inv_angstrom",
+    "data.stage_tilt_degree": "nominal_tilt_deg",
+    "data.defocus_angstrom": "nominal_defocus_angstrom",
+    "data.scan_rotation_degree": "scan_rotation_deg",
+}
 
 
 def defocus_sentence(defocus: float | None) -> str:
@@ -105,6 +124,78 @@ def _memory(series: TiltSeries, config: Config, grids: Grids) -> int:
     return number * parts * 4 * math.prod(grids.volume_shape) + counts + waves
 
 
+def estimated_seconds(series: TiltSeries, config: Config, device: torch.device) -> dict[str, float]:
+    """Rough time of the two stages that pass over all patterns, from a batch of FFTs timed on the device.
+
+    A pattern costs, per probe mode, two FFTs a slice and one to the detector, and as many again for the
+    gradient; a third more for the rest of the pass, and that twice where a volume is turned and regularised.
+    """
+    grids = plan_grids(series, config)
+    window, patterns = grids.window.shape, sum(len(tilt) for tilt in series)
+    batch = torch.zeros(16, *window, dtype=torch.complex64, device=device)
+    seconds = math.inf
+    for _ in range(4):
+        start = time.perf_counter()
+        batch = torch.fft.fft2(batch)
+        float(batch[0, 0, 0].real)  # waits for the device
+        seconds = min(seconds, (time.perf_counter() - start) / len(batch))
+    modes = config.ptychography.probe_modes
+
+    def passes(iterations: int, slices: int) -> float:
+        return patterns * iterations * modes * 2 * (2 * slices + 1) * seconds * 1.35
+
+    slices, _ = slicing(series, config, grids)
+    return {
+        "ptychography": passes(config.ptychography.iterations, config.ptychography.slices),
+        "end_to_end": 2 * passes(config.end_to_end.iterations, slices),
+    }
+
+
+def time_sentence(seconds: dict[str, float], device: str) -> str:
+    """`estimated_seconds` in words."""
+    stages = ", ".join(f"{stage.replace('_', '-')} {_duration(value)}" for stage, value in seconds.items())
+    return f"time roughly, on {device}: {stages}, and as long again for what lies between"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{max(1, round(seconds))} s"
+
+
+def file_lines(path: str | Path) -> list[str]:
+    """What the metadata of a file of patterns say and leave out, and what follows from them.
+
+    Parameters
+    ----------
+    path : path
+        One tilt.
+
+    Returns
+    -------
+    list of str
+        Empty if the file holds no patterns.
+    """
+    try:
+        source = open_source(Path(path))
+    except UserError:
+        return []
+    stored, missing = source.attributes, []
+    for key, attribute in ATTRIBUTES.items():
+        if attribute not in stored:
+            default = {"data.scan_rotation_degree": "0 is assumed", "data.defocus_angstrom": "searched for"}
+            missing.append(key + (f" ({default[key]})" if key in default else ""))
+    if len(source.array_shape) == 3:
+        missing.append("data.scan_shape")
+    try:
+        tilt = open_tilt(Path(path), DataSettings(), None if "nominal_tilt_deg" in stored else 0.0)
+    except UserError:
+        return [f"missing, to be given in the configuration: {', '.join(missing)}"]
+    lines = [f"not in the file: {', '.join(missing)}"] if missing else []
+    return [*lines, *sentences(facts(TiltSeries((tilt,)), Config()))]
+
+
 def _times(values: Sequence[float]) -> str:
     return " x ".join(f"{value:.4g}" for value in values)
 
@@ -114,8 +205,14 @@ def sentences(numbers: dict[str, Any]) -> list[str]:
     low, high = numbers["stage_tilt_degree"]
     step, voxel = _times(numbers["scan_step_angstrom"]), _times(numbers["voxel_angstrom"])
     overlap = numbers["probe_overlap"]
+    one = numbers["tilts"] == 1
+    tilts = (
+        f"one tilt at {low:.4g} degrees"
+        if one
+        else f"{numbers['tilts']} tilts from {low:.4g} to {high:.4g} degrees"
+    )
     lines = [
-        f"{numbers['tilts']} tilts from {low:.4g} to {high:.4g} degrees, "
+        f"{tilts}, "
         f"scans of {_times(numbers['scan_shape'])} positions at steps of {step} A, "
         f"patterns of {_times(numbers['pattern_shape'])} pixels",
         f"{numbers['energy_kev']:.4g} keV: wavelength {numbers['wavelength_angstrom'] * 100:.4g} pm; "

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from petomo.core.dataset import FourDSTEM
 from petomo.workflow.measures import Measures, TiltMeasures
 
 
@@ -166,23 +167,38 @@ def disk(found: Measures) -> list[Finding]:
 
 def centre(found: Measures) -> list[Finding]:
     """Patterns that are not centred."""
-    off = [t for t in found.tilts if t.disk and max(map(abs, t.disk.centre)) > 0.6]
+    off = [(t.name, t.disk.centre) for t in found.tilts if t.disk and max(map(abs, t.disk.centre)) > 0.6]
     if not off:
         return []
-    worst = max(off, key=lambda t: math.hypot(*t.disk.centre) if t.disk else 0.0)
-    y, x = worst.disk.centre if worst.disk else (0.0, 0.0)
+    name, (y, x) = max(off, key=lambda item: math.hypot(*item[1]))
+    middle = np.median([t.disk.centre for t in found.tilts if t.disk], axis=0)
+    keys: dict[str, Any] = {}
+    if len(off) == len(found.tilts) and all(np.abs(np.array(c) - middle).max() < 0.6 for _, c in off):
+        keys = {"data.pattern_centre": _stored_centre(found.series[0], middle)}
+        action = f"set data.pattern_centre: {keys['data.pattern_centre']}"
+    else:
+        action = "shift the patterns of these tilts so that the beam lies at pixel n // 2"
     return [
         Finding(
             "beam_centre",
             "warning",
             f"the bright-field disk lies off the middle pixel n // 2 in {len(off)} of {len(found.tilts)} "
-            f"tilts, by ({y:+.1f}, {x:+.1f}) pixels (ky, kx) in {worst.name}",
-            "shift the patterns so that zero frequency lies at pixel n // 2",
-            {},
-            tuple(t.name for t in off),
-            measured={t.name: list(t.disk.centre) for t in off if t.disk},
+            f"tilts, by ({y:+.1f}, {x:+.1f}) pixels (ky, kx) in {name}",
+            action,
+            keys,
+            tuple(name for name, _ in off),
+            measured={name: list(offset) for name, offset in off},
         )
     ]
+
+
+def _stored_centre(tilt: FourDSTEM, offset: np.ndarray) -> list[int]:
+    """``data.pattern_centre`` that brings a disk found at ``offset`` (y, x) to the middle."""
+    y, x = offset[::-1] if tilt.flip[2] else offset
+    moved = (-y if tilt.flip[0] else y, -x if tilt.flip[1] else x)
+    window, stored = getattr(tilt.source, "window", None), getattr(tilt.source, "source", tilt.source)
+    now = getattr(window, "centre", None) or [n // 2 for n in stored.shape[1:]]
+    return [math.floor(c + m + 0.5) for c, m in zip(now, moved, strict=True)]
 
 
 def drift(found: Measures) -> list[Finding]:

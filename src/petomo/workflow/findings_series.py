@@ -16,6 +16,9 @@ from petomo.core.electron import defocus_in_words, wavelength
 from petomo.workflow.findings import Finding, listed
 from petomo.workflow.measures import Measures
 
+SURE = 0.75
+"""Share of the centre of mass' vote below which half a turn is left open."""
+
 
 def _exclude(found: Measures, numbers: Sequence[int]) -> str:
     """How to leave tilts out: numbers count the files, of which some may be excluded already."""
@@ -43,7 +46,7 @@ def orientation(found: Measures) -> list[Finding]:
     voted, first = found.orientation, found.series[0]
     if voted is None or voted.handedness_confidence < 0.3:
         return []
-    if voted.turn_confidence < 0.3 and not voted.mirrored:
+    if voted.turn_confidence < SURE and not voted.mirrored:
         # half a turn and the defocus' sign cannot be told apart here: believe the rotation given
         halves = round((voted.rotation - first.scan_rotation) / math.pi)
         voted = replace(voted, rotation=voted.rotation - halves * math.pi)
@@ -63,8 +66,8 @@ def orientation(found: Measures) -> list[Finding]:
             f"the scan is turned by {degrees:.1f} degrees, not {math.degrees(first.scan_rotation):.1f}"
         )
     action = "set " + " and ".join(f"{key}: {str(value).lower()}" for key, value in keys.items())
-    if turned and "scan_rotation_deg" in getattr(first.source, "attributes", {}):
-        action += ", and correct scan_rotation_deg in the files"
+    if lie and voted.turn_confidence < SURE:
+        action += "; half a turn more with the other sign of the defocus fits as well"
     return [
         Finding(
             "orientation",
@@ -87,7 +90,7 @@ def defocus(found: Measures) -> list[Finding]:
     """Sign and rough size of the defocus, where it is well beyond the depth of field."""
     voted, first = found.orientation, found.series[0]
     depth = wavelength(first.energy_ev) / (first.semiangle_mrad * 1e-3) ** 2
-    if voted is None or voted.turn_confidence < 0.3 or not abs(voted.C10) > depth:
+    if voted is None or voted.turn_confidence < SURE or not abs(voted.C10) > depth:
         return []
     given, seen = first.defocus, -voted.C10
     # atoms are lenses that make the shifts some tens of angstrom too large: only the sign and the size count

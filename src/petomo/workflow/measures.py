@@ -21,10 +21,10 @@ from petomo.algorithms.diagnostics import (
     saturation,
     survey_tilt,
 )
-from petomo.algorithms.diagnostics_orientation import Orientation, detrended, vote_orientation
+from petomo.algorithms.diagnostics_orientation import Orientation, detrended, find_orientation
 from petomo.algorithms.diagnostics_tilts import aligned_image, tilt_correlations
 from petomo.core.dataset import ArraySource, FourDSTEM, TiltSeries
-from petomo.core.electron import mrad_to_inverse_angstrom
+from petomo.core.electron import mrad_to_inverse_angstrom, wavelength
 
 #: A series up to this size is read once and held; a larger one is read twice.
 _HELD_BYTES = 2**29
@@ -181,7 +181,7 @@ def measure(series: TiltSeries, on_tilt: Callable[[int, int], None] | None = Non
         except ValueError as error:
             trouble = str(error)
         else:
-            orientation = vote_orientation(stacks)
+            orientation = find_orientation(stacks)
             correlations = _correlations(series, stacks, orientation)
     return Measures(
         series, tuple(tilts), hot, dead, orientation, correlations, trouble, time.perf_counter() - begin
@@ -196,7 +196,9 @@ def _correlations(
     if len(series) < 5 or len(alike) > 1 or float(torch.cos(series.stage_tilts).min()) < 0.05:
         return None
     mirrored, rotation = (found.mirrored, found.rotation) if found else (False, first.scan_rotation)
-    c10 = found.C10 if found and math.isfinite(found.C10) else -(first.defocus or 0.0)
+    c10 = found.C10 if found else -(first.defocus or 0.0)
+    if abs(c10) < 0.75 * wavelength(first.energy_ev) / (first.semiangle_mrad * 1e-3) ** 2:
+        return None  # in focus the bright field shows little, and that not in proportion to the phase
     images = [aligned_image(stack, c10, rotation, mirrored) for stack in stacks]
     # the axis stays where it was said to be: quarter turns of the detector do not move it
     quarters = round((rotation - first.scan_rotation) / (math.pi / 2))

@@ -215,7 +215,9 @@ def test_the_surface_of_a_ball_is_a_disk_of_its_size_from_every_side(chromium, t
             )
             settle(page)
             blue, size = page.locator('[data-key="space"]').evaluate(
-                """c => { const p = c.getContext("2d").getImageData(0, 0, c.width, c.height).data; let n = 0;
+                """c => { const copy = new OffscreenCanvas(c.width, c.height).getContext("2d");
+                copy.drawImage(c, 0, 0);
+                const p = copy.getImageData(0, 0, c.width, c.height).data; let n = 0;
                 for (let i = 0; i < p.length; i += 4) n += p[i + 2] - p[i] > 12;
                 return [n, Math.min(c.width, c.height)]; }"""
             )

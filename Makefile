@@ -15,7 +15,7 @@ $(VENV)/.venv-stamp:
 # torch first and alone: under the constraint pip cannot be led to a larger build by another package
 $(VENV)/.run-stamp: $(VENV)/.venv-stamp pyproject.toml constraints.txt
 	$(PIP) torch
-	$(PIP) -e .
+	$(PIP) -e '.[fast]'
 	touch $@
 
 # dependency groups are read with tomllib, so that an old pip serves as well
@@ -54,7 +54,7 @@ lint: $(VENV)/.dev-stamp
 # offline; every warning is an error
 docs: $(VENV)/.dev-stamp
 	rm -rf docs/api/_generated
-	$(BIN)/python -m sphinx -W --keep-going -q -j 2 -d docs/_build/doctrees docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -a -j 2 -d docs/_build/doctrees docs docs/_build/html
 	@echo docs/_build/html/index.html
 
 bench: $(VENV)/.run-stamp

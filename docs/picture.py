@@ -33,7 +33,7 @@ def main(run: Path, target: Path) -> None:
     for axis in (pattern, projection, across, along):
         axis.set_xticks([])
         axis.set_yticks([])
-    figure.savefig(target)
+    figure.savefig(target, bbox_inches="tight", pad_inches=0.05)
 
 
 def draw_pattern(axis, run: Path) -> None:

@@ -1,6 +1,7 @@
 """The documents: links, named commands and keys, and the scripts they show."""
 
 import os
+import pkgutil
 import re
 import signal
 import subprocess
@@ -61,6 +62,12 @@ def test_keys_exist(page):
                 break  # a file
             assert part in model.model_fields, f"{key}: no key {part}"
             model = model.model_fields[part].annotation
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_functions_exist(page):
+    for name in set(re.findall(r"`(petomo(?:\.\w+)+)`", page.read_text())) - {"petomo.schema.json"}:
+        pkgutil.resolve_name(name.replace("step_NAME", "step_analysis"))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from scipy.integrate import quad
 
 from petomo.core.grid import Grid
 from petomo.simulation.potentials import AtomicPotential
-from petomo.simulation.scattering_factors import SCATTERING_TO_VOLT, scattering_factor, table
+from petomo.physics.scattering_factors import SCATTERING_TO_VOLT, scattering_factor, table
 
 
 def potential_3d(z: int, r: float, parametrization: str) -> float:

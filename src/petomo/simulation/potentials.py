@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from petomo.core.grid import Grid
-from petomo.simulation.scattering_factors import SCATTERING_TO_VOLT, Parametrization, scattering_factor
+from petomo.physics.scattering_factors import SCATTERING_TO_VOLT, Parametrization, scattering_factor
 
 
 @dataclass(frozen=True)

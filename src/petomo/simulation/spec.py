@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from petomo.io.settings import PositivePair, Section
 from petomo.io.yaml import read_yaml, validate
 from petomo.physics.probe import ABERRATIONS
-from petomo.simulation.scattering_factors import Parametrization
+from petomo.physics.scattering_factors import Parametrization
 
 BUILT_IN = ("ptal2o3", "te_carbon")
 

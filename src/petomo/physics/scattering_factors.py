@@ -25,7 +25,7 @@ def table(parametrization: Parametrization) -> np.ndarray:
         ``a1..a5 b1..b5`` (Lobato and Van Dyck 2014) or ``a1 b1 .. a3 b3 c1 d1 .. c3 d3`` (Kirkland 2010,
         Appendix C).
     """
-    text = resources.files("petomo.simulation").joinpath(f"{parametrization}.txt").read_text("ascii")
+    text = resources.files("petomo.physics").joinpath(f"{parametrization}.txt").read_text("ascii")
     rows = np.loadtxt(text.splitlines(), comments="#")
     rows.flags.writeable = False
     return rows[:, 1:]

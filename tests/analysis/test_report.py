@@ -115,13 +115,22 @@ def test_no_folder_is_a_sentence(tmp_path):
 def test_nested_values_become_rows_in_words():
     rows = dict(
         flat_rows(
-            {"a_b": {"defocus_angstrom": [50.0, -7.0], "dose": list(range(9)), "fine": True, "x": None}}
+            {
+                "a_b": {
+                    "defocus_angstrom": [50.0, -7.0],
+                    "dose": list(range(9)),
+                    "fine": True,
+                    "x": None,
+                    "memory_bytes": 59772096,
+                }
+            }
         )
     )
     assert rows == {
         "a b: defocus": "50 Å underfocus, 7 Å overfocus",
         "a b: dose": "9 values from 0 to 8",
         "a b: fine": "True",
+        "a b: memory": "59.8 MB",
     }
 
 

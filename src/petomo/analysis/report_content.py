@@ -13,7 +13,7 @@ from petomo.core.electron import defocus_in_words
 _LISTED = 6  # numbers of a list that a table shows one by one
 _UNITS = {
     "per_square_angstrom": "1/Å²", "per_angstrom": "1/Å", "angstrom": "Å", "degree": "°", "mrad": "mrad",
-    "kev": "keV", "ev": "eV", "volt": "V", "seconds": "s", "bytes": "bytes",
+    "kev": "keV", "ev": "eV", "volt": "V", "seconds": "s",
 }  # fmt: skip
 
 
@@ -66,6 +66,7 @@ def name_in_words(key: str) -> str:
     """A key for people: its unit, where it ends in one, in brackets."""
     if "defocus" in key:  # its value in words has the unit
         return key.removesuffix("_angstrom").replace("_", " ")
+    key = key.removesuffix("_bytes")
     for ending, unit in _UNITS.items():
         if key.endswith("_" + ending):
             return f"{key.removesuffix('_' + ending).replace('_', ' ')} ({unit})"
@@ -87,6 +88,8 @@ def in_words(key: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float, list, tuple)):
         return str(value)
     if isinstance(value, (int, float)):
+        if key.endswith("bytes"):
+            return f"{value / 1e6:,.3g} MB" if value < 1e9 else f"{value / 1e9:,.3g} GB"
         return defocus_in_words(value) if "defocus" in key else f"{value:.6g}"
     if len(value) <= _LISTED:
         return ", ".join(in_words(key, item) for item in value)

@@ -149,8 +149,13 @@ class FourDSTEM:
         """Patterns as stored; a file that went bad since it was opened is told in a sentence."""
         try:
             return self.source.read(index)
-        except (UserError, IndexError, MemoryError):
+        except (UserError, IndexError):
             raise
+        except MemoryError as error:
+            raise UserError(
+                f"{self.name}: its patterns take more memory than there is; store it in smaller chunks, or "
+                "copy it again if it should be small"
+            ) from error
         except FileNotFoundError as error:
             raise UserError(f"{self.name}: this file is no longer there; put it back") from error
         except Exception as error:  # every file format has failures of its own

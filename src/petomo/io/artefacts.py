@@ -66,7 +66,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; the stage that writes it has not run") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: this is not valid JSON ({error}); run the stage that writes it again"
         ) from error
@@ -127,7 +127,7 @@ def read_poses(path: str | Path) -> tuple[Poses, list[str]]:
         return Poses(phi, theta, psi, tau), [
             str(tilt.get("name", number)) for number, tilt in enumerate(tilts)
         ]
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise UserError(
             f"{path}: this should hold `tilts`, each with phi_degree, theta_degree, psi_degree "
             "and tau_angstrom [x, y]"

@@ -28,7 +28,7 @@ def _numbers(path: Path, label: str, value: Any, count: int) -> tuple[float, ...
     """A file's attribute as ``count`` finite numbers; one number serves all."""
     try:
         numbers = tuple(float(number) for number in np.atleast_1d(value))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         numbers = ()
     numbers = numbers * count if len(numbers) == 1 else numbers
     if len(numbers) != count or not all(map(math.isfinite, numbers)):

@@ -22,6 +22,9 @@ from petomo.workflow.context import RunContext
 #: Counts of a series are kept in memory up to this size.
 CACHE_BYTES = 2e9
 
+#: More pixels along an axis no detector has, nor a finer voxel any use for.
+MAX_DETECTOR = 2**15
+
 
 @dataclass(frozen=True)
 class Grids:
@@ -92,6 +95,12 @@ def _detector_shape(tilt: FourDSTEM, voxel: float | None) -> tuple[int, int]:
         raise UserError(
             f"volume.voxel_angstrom is {voxel:g}, coarser than the detector's real-space pixel of "
             f"{min(tilt.pixel_size):.4g} angstrom; leave it out, or give a smaller one"
+        )
+
+    if wanted / min(dy, dx) > MAX_DETECTOR:
+        raise UserError(
+            f"volume.voxel_angstrom is {voxel or min(tilt.pixel_size):.3g}, which takes a detector of "
+            f"{wanted / min(dy, dx):.3g} pixels; give at least {1 / (MAX_DETECTOR * min(dy, dx)):.2g}"
         )
 
     def thousandths_off(n: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,34 @@ def open_input(config: Config) -> tuple[TiltSeries, torch.device]:
             raise UserError(
                 f"{path}: this holds {len(poses)} poses for {len(series)} tilts; give one per tilt"
             )
+    refuse_too_large(series, config, device)
     return series, device
+
+
+def refuse_too_large(series: TiltSeries, config: Config, device: torch.device) -> None:
+    """Refuse what the device cannot hold, before anything is allocated.
+
+    Raises
+    ------
+    UserError
+        Saying how much memory is needed and there.
+    """
+    try:
+        need = float(facts(series, config)["memory_bytes"])
+    except (ArithmeticError, ValueError) as error:
+        raise UserError(
+            f"{series.name}: no grids follow from these numbers ({error}); look at energy, semi-angle, "
+            "detector pixel, scan step, defocus and the volume's size"
+        ) from error
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    else:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if need > there:
+        raise UserError(
+            f"{series.name}: this needs about {need / 2**30:.3g} GiB of memory, and the {device.type} has "
+            f"{there / 2**30:.3g}; take a smaller volume, fewer slices or probe_modes"
+        )
 
 
 def run(

@@ -36,11 +36,15 @@ def phase_ramp(shift: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tenso
     Tensor
         Complex ``(k, y, x)``, FFT order.
     """
-    shift = shift.to(dtype)
-    qy, qx = (torch.fft.fftfreq(n, dtype=dtype, device=shift.device) for n in shape)
-    ay, ax = -2 * math.pi * shift[:, 1:] * qy, -2 * math.pi * shift[:, :1] * qx
-    ry, rx = torch.complex(ay.cos(), ay.sin()), torch.complex(ax.cos(), ax.sin())
+    ry, rx = (phase_line(shift[:, axis].to(dtype), n) for axis, n in zip((1, 0), shape, strict=True))
     return ry[:, :, None] * rx[:, None, :]
+
+
+def phase_line(shift: Tensor, n: int) -> Tensor:
+    """Factors ``(k, n)`` on the FFT grid of one axis that move along it by ``shift`` ``(k,)`` pixels."""
+    q = torch.fft.fftfreq(n, dtype=shift.dtype, device=shift.device)
+    angle = -2 * math.pi * shift[:, None] * q
+    return torch.complex(angle.cos(), angle.sin())
 
 
 def translate_lines(image: Tensor, shift: Tensor, dim: int) -> Tensor:

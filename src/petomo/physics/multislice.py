@@ -18,8 +18,9 @@ from torch.fft import fft2, ifft2
 
 from petomo.core.electron import wavelength
 from petomo.core.grid import Grid
-from petomo.physics.fourier import phase_ramp
-from petomo.physics.patches import corners, crop, required_margin, scatter_add_, split_positions
+from petomo.physics.fourier import phase_line, phase_ramp
+from petomo.physics.passes import Lines, Passes, choose_passes
+from petomo.physics.patches import corners, crop, required_margin, split_positions
 from petomo.physics.propagation import fresnel
 
 #: ``loss(intensity, measured) -> (value per pattern, d value / d intensity)``, over ``(k, ky, kx)``.
@@ -156,60 +157,89 @@ def multislice_loss(
 
 
 def _value_and_gradients(phase, absorption, probe, positions, measured, optics, loss, chunk, wants):
-    want_phase, want_absorption, want_probe, want_positions = wants[:4]
-    want_object, want_illumination = want_phase or want_absorption, want_probe or want_positions
-    window, slices = probe.shape[-2:], len(phase)
-    scale = 1.0 / (window[0] * window[1])
-    whole, fraction = split_positions(positions)
-    transmitted = transmission(phase, absorption)
-    field, corner, (top, left) = _field(transmitted, corners(whole, phase.shape[-2:], window), window)
+    """Loss of each pattern, and gradients where wanted, else None."""
+    want_object, want_illumination = any(wants[:2]), any(wants[2:4])
+    window, scale = probe.shape[-2:], 1.0 / (probe.shape[-2] * probe.shape[-1])
+    whole, fraction = split_positions(positions.detach())
+    field, corner, (top, left) = _field(
+        transmission(phase, absorption), corners(whole, phase.shape[-2:], window), window
+    )
+    gains = [torch.zeros_like(field.real) if wanted else None for wanted in wants[:2]]
+    passes = choose_passes(probe)(field, corner, window, *gains)
+    illumination = _Illumination(probe, fraction, optics.entrance(len(phase), probe) * scale, passes)
     propagator = optics.propagator(probe) * scale  # carries the 1/N of an unscaled inverse FFT
-    entrance = optics.entrance(slices, probe) * scale
-    spectrum = fft2(probe) * entrance
-    qy, qx = (torch.fft.fftfreq(n, dtype=phase.dtype, device=phase.device) * 2 * math.pi for n in window)
-    grad_field = torch.zeros_like(field) if want_object else None
-    grad_spectrum = torch.zeros_like(spectrum)
-    grad_positions = torch.zeros(len(positions), 2, dtype=phase.dtype, device=phase.device)
+    propagator = propagator.mT.contiguous() if passes.turned else propagator
     values = []
     for start in range(0, len(positions), chunk):
         part = slice(start, start + chunk)
-        patches = crop(field, corner[part], window).unsqueeze(2)
-        ramp = phase_ramp(fraction[part], window, probe.real.dtype)[:, None]
-        shifted = spectrum * ramp
-        waves = [ifft2(shifted, norm="forward")]
-        exit_wave = waves[0] * patches[0]
-        for s in range(1, slices):
-            waves.append(ifft2(fft2(exit_wave).mul_(propagator), norm="forward"))
-            torch.mul(waves[s], patches[s], out=exit_wave)
-        far = fft2(exit_wave)  # sqrt(N) times the unitary transform
-        re, im = far.real, far.imag
-        value, weight = loss(torch.mul(re, re).addcmul_(im, im).sum(1).mul_(scale), measured[part])
+        passes.start(part)
+        waves = _exit_waves(passes, illumination.shifted(part), propagator, len(phase))
+        far = fft2(waves[-1])  # sqrt(N) times the unitary transform
+        value, weight = loss(passes.intensity(far, scale), measured[part])
         values.append(value)
-        if not (want_object or want_illumination):
-            continue
-        # c is the conjugate of the adjoint wave: with it no conjugation is needed in the loop
-        factor = weight.mul(2 * scale).to(probe.dtype).unsqueeze(1)
-        c = fft2(torch.conj_physical(far).mul_(factor))
-        for s in range(slices - 1, -1, -1):
-            if grad_field is not None:
-                scatter_add_(grad_field[s : s + 1], (waves[s] * c).sum(1)[None], corner[part])
-            c.mul_(patches[s])
-            if s:
-                c = fft2(ifft2(c, norm="forward").mul_(propagator))
+        if want_object or want_illumination:
+            # the conjugate of the adjoint wave is carried: with it no factor need be conjugated
+            adjoint = fft2(passes.conjugate_(far, weight.mul(2 * scale)))
+            adjoint = _pull_back(passes, waves, adjoint, propagator)
+            passes.finish()
         if want_illumination:
-            c = ifft2(c, norm="forward")
-            overlap = (c * shifted).sum(1).imag
-            grad_positions[part, 0] = overlap.sum(1) @ qx
-            grad_positions[part, 1] = overlap.sum(2) @ qy
-            grad_spectrum += c.mul_(ramp).sum(0)
-    grads: list[Tensor | None] = [None, None, None, None]
-    if grad_field is not None:
-        inner = grad_field[:, top : top + phase.shape[1], left : left + phase.shape[2]] * transmitted
-        grads[0] = -inner.imag if want_phase else None
-        grads[1] = -inner.real if want_absorption else None
-    if want_probe:
-        # spectrum = fft2(probe) * entrance; adjoint of the unscaled fft2 is the unscaled inverse
-        grads[2] = ifft2(torch.conj_physical(grad_spectrum * entrance), norm="forward")
-    if want_positions:
-        grads[3] = grad_positions.to(positions.dtype)
+            illumination.collect(part, adjoint)
+    inside = (..., slice(top, top + phase.shape[1]), slice(left, left + phase.shape[2]))
+    grads = [gain[inside] if gain is not None else None for gain in gains]
+    grads += [illumination.probe_gradient() if wants[2] else None]
+    grads += [illumination.positions.to(positions.dtype) if wants[3] else None]
     return torch.cat(values), grads
+
+
+def _exit_waves(passes: Passes, spectrum: Tensor, propagator: Tensor, slices: int) -> list[Tensor]:
+    """Wave behind each slice ``(mode, k, y, x)``."""
+    waves = [passes.transmit_(0, passes.to_real(spectrum))]
+    for s in range(1, slices):
+        wave = passes.to_real(passes.to_fourier(waves[-1]).mul_(propagator))
+        waves.append(passes.transmit_(s, wave))
+    return waves
+
+
+def _pull_back(passes: Passes, waves: list[Tensor], adjoint: Tensor, propagator: Tensor) -> Tensor:
+    """Conjugate adjoint wave before the first slice; uses up the waves."""
+    for s in range(len(waves) - 1, -1, -1):
+        adjoint = passes.pull_back_(s, waves.pop(), adjoint)
+        if s:
+            adjoint = passes.to_fourier(passes.to_real(adjoint).mul_(propagator))
+    return adjoint
+
+
+class _Illumination:
+    """The probe moved to every position, and the gradients of both."""
+
+    def __init__(self, probe: Tensor, fraction: Tensor, entrance: Tensor, passes: Passes) -> None:
+        spectrum = fft2(probe) * entrance
+        self.spectrum = spectrum.mT.contiguous() if passes.turned else spectrum
+        self.fraction = fraction.to(probe.real.dtype)
+        self.entrance, self.passes = entrance, passes
+        self.gradient, self.positions = torch.zeros_like(self.spectrum), torch.zeros_like(self.fraction)
+        # which of the positions' columns (x, y) belongs to the last but one and to the last axis
+        self.axes = (0, 1) if passes.turned else (1, 0)
+
+    def _lines(self, part: slice) -> Lines:
+        rows, columns = self.spectrum.shape[-2:]
+        first, last = self.axes
+        return phase_line(self.fraction[part, first], rows), phase_line(self.fraction[part, last], columns)
+
+    def shifted(self, part: slice) -> Tensor:
+        """Spectra of the patterns ``part``."""
+        return self.passes.shift(self.spectrum, self._lines(part))
+
+    def collect(self, part: slice, adjoint: Tensor) -> None:
+        """Add what the conjugate adjoint wave before the first slice means to probe and positions."""
+        adjoint = self.passes.to_real(adjoint)
+        sums = self.passes.collect(adjoint, self.spectrum, self._lines(part), self.gradient)
+        for axis, along in zip(self.axes, sums, strict=True):
+            q = torch.fft.fftfreq(along.shape[-1], dtype=along.dtype, device=along.device)
+            self.positions[part, axis] = along @ (2 * math.pi * q)
+
+    def probe_gradient(self) -> Tensor:
+        """Of ``spectrum = fft2(probe) * entrance``, in real space."""
+        # the adjoint of the unscaled fft2 is its unscaled inverse
+        gradient = self.gradient.mT if self.passes.turned else self.gradient
+        return ifft2(torch.conj_physical(gradient * self.entrance), norm="forward")

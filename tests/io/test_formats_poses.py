@@ -9,13 +9,15 @@ from typer.testing import CliRunner
 from petomo.cli import app
 from petomo.core.errors import UserError
 from petomo.core.pose import Poses
-from petomo.io.angles import read_angles, read_named_angles
+from petomo.io.angles import order_by_name, read_angles, read_named_angles
 from petomo.io.artefacts import write_poses
 from petomo.io.poses import ImageFrame, load_poses, save_poses
 from petomo.io.readers import open_tilt_series
 from petomo.io.settings import DataSettings
 from petomo.io.star import find_block, read_star
 from petomo.io.volumes import write_stack
+from petomo.workflow.config import load_config
+from petomo.workflow.runner import open_input
 
 NAMES = ["tilt 00.h5", "tilt_01.h5", "tilt_02.h5"]
 MDOC = """PixelSpacing = 7.88
@@ -219,3 +221,24 @@ def test_the_command(tmp_path, poses):
     assert len(json.loads((tmp_path / "c.json").read_text())["tilts"]) == 3
     with pytest.raises(UserError, match="exists already"):
         petomo(run, "--to", tmp_path / "a.star")
+
+
+def test_a_run_takes_poses_of_other_programs(tmp_path):
+    for name in ("tilt_00.npy", "tilt_01.npy"):
+        np.save(tmp_path / name, np.ones((1, 2, 3, 4)))
+    (tmp_path / "relion.star").write_text(STAR)
+    (tmp_path / "run.yaml").write_text(
+        "data: {tilts: 'tilt_*.npy', energy_kev: 200, semiangle_mrad: 25, scan_step_angstrom: 1, "
+        "dk_per_angstrom: 0.05, stage_tilt_degree: relion.star}\nalignment: {poses: relion.star}\n"
+    )
+    config = load_config(tmp_path / "run.yaml")
+    assert config.alignment.poses == str(tmp_path / "relion.star")
+    assert torch.rad2deg(open_input(config)[0].stage_tilts).tolist() == pytest.approx([-3, 3])
+    np.save(tmp_path / "tilt_02.npy", np.ones((1, 2, 3, 4)))
+    given = load_config(tmp_path / "run.yaml", ["data.stage_tilt_degree=[1, 2, 3]"])
+    assert "holds 2 poses for 3 tilts" in refusal(open_input, given)
+
+
+def test_names_with_points_are_not_cut_short():
+    assert order_by_name(["a/t_1.5.tif", "a/t_1.0.tif"], ["t_1.0.h5", "t_1.5.h5"]) == [1, 0]
+    assert order_by_name(["t_1.5.tif"], ["t_1.0.h5"]) is None

@@ -130,4 +130,4 @@ def order_by_name(names: Sequence[str] | None, wanted: Sequence[str]) -> list[in
 
 
 def _stem(name: str) -> str:
-    return re.split(r"[/\\]", name)[-1].partition(".")[0]
+    return Path(re.split(r"[/\\]", name)[-1]).stem

@@ -91,7 +91,7 @@ def describe_file(path: str | Path) -> list[str]:
             return _tilts(path)
         if not (path.is_dir() or path.suffix.lower() in PATTERN_SUFFIXES or h5py.is_hdf5(path)):
             raise UserError(
-                f"{path}: the format is not known; give patterns, a volume (.mrc), stage tilts or a run folder"
+                f"{path}: the format is not known; give patterns, an MRC volume, tilts or a run folder"
             )
         return _stored(path) + _as_read(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, BadZipFile) as error:

@@ -36,7 +36,7 @@ class Space {
 
   // What lies deeper fades into the background.
   put(place, z, colour, light, shine = 0) {
-    const fog = clamp(0.5 - (0.5 * z) / this.reach, 0, 1) * 0.6;
+    const fog = clamp(0.5 - (0.5 * z) / this.reach, 0, 1) * 0.5;
     for (let c = 0; c < 3; c++) {
       const lit = Math.min(255, colour[c] * light + shine);
       this.image.data[4 * place + c] = lit + (this.background[c] - lit) * fog;

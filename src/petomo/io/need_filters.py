@@ -22,7 +22,8 @@ def need_filters(path: Path, dataset: Any) -> None:
         with suppress(ImportError):
             import hdf5plugin  # noqa: F401  # pyright: ignore[reportMissingImports]
         if not h5py.h5z.filter_avail(code):
+            short = as_string(name).partition(";")[0] or "a filter"
             raise UserError(
-                f"{path}: `{dataset.name}` is compressed with {as_string(name) or 'a filter'} (HDF5 filter "
-                f"{code}), which is not installed; pip install 'petomo[readers]', or store the file with gzip"
+                f"{path}: `{dataset.name}` is compressed with {short} (HDF5 filter {code}), which is not "
+                "installed; pip install 'petomo[readers]', or store the file with gzip"
             )

@@ -121,6 +121,8 @@ def open_zarr(path: Path, dataset: str | None = None) -> FileSource:
         TypeError,
         AttributeError,
         RuntimeError,
+        OverflowError,
+        MemoryError,
         zipfile.BadZipFile,
     ) as error:
         raise UserError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _METADATA = (".zarray", "zarr.json")
+_DOCUMENTS = (*_METADATA, ".zgroup", ".zattrs", ".zmetadata")
 _MAX_METADATA = 2**22
 
 
@@ -29,6 +30,9 @@ class ZarrFiles:
                 raise zipfile.BadZipFile("not a ZIP file")
             self._archive = zipfile.ZipFile(path)
             self._zip = {item.filename: item for item in self._archive.infolist()}
+            for name, item in self._zip.items():  # Zarr would unpack them whole
+                if name.rpartition("/")[2] in _DOCUMENTS and item.file_size > _MAX_METADATA:
+                    raise ValueError(f"{name} is {item.file_size} bytes long")
 
     def close(self) -> None:
         """Let go of the archive."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ase.io
 import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk, nanotube
+from ase.io.formats import filetype
 from ase.spacegroup import crystal
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
@@ -14,6 +17,12 @@ from scipy.spatial.transform import Rotation
 from petomo.core.errors import UserError
 from petomo.core.pose import rotation_matrices
 from petomo.simulation.spec import BUILT_IN, SpecimenSpec
+
+FORMATS = (
+    "xyz", "extxyz", "cif", "proteindatabank", "vasp", "xsf", "cube", "gen", "gromacs", "lammps-data", "sdf",
+    "mol", "prismatic", "mustem", "res", "magres",
+)  # fmt: skip
+"""Kinds of files that are only text with atoms; others of ASE's run databases or unpickle."""
 
 _NEAREST_TO_CORE = 2.0
 _VAN_DER_WAALS_GAP = 3.4
@@ -48,13 +57,18 @@ def build_specimen(spec: SpecimenSpec, rng: np.random.Generator) -> Atoms:
 
 
 def _read(path: str) -> Atoms:
-    try:
-        atoms = ase.io.read(path)
-    except FileNotFoundError:
+    if not Path(path).is_file():
         raise UserError(
             f"{path}: there is no such file; specimen.source should be {', '.join(BUILT_IN)} "
             "or a file of atoms"
-        ) from None
+        )
+    try:
+        kind = filetype(path)
+        if kind not in FORMATS:
+            raise UserError(f"{path}: files of type {kind} are not read; give one of {', '.join(FORMATS)}")
+        atoms = ase.io.read(path, format=kind)
+    except UserError:
+        raise
     except Exception as error:  # ASE's readers raise whatever they stumble over
         raise UserError(f"{path}: ASE cannot read this as atoms ({error})") from error
     if not isinstance(atoms, Atoms):

@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from petomo.io.atomic import write_text
 from petomo.io.settings import DataSettings, Section
@@ -224,11 +232,20 @@ class OutputSettings(Section):
     save_every: PositiveInt = Field(default=10, description="iterations between checkpoints")
 
 
+def _plain_name(value: str) -> str:
+    """A name, which becomes that of the run folder, may not lead elsewhere."""
+    if value in (".", "..") or any(c in "/\\" or not c.isprintable() for c in value):
+        raise ValueError("should be a name without / and \\, which petomo puts below runs/")
+    return value
+
+
 class Config(Section):
     """A whole run."""
 
     version: Literal[1] = Field(default=1, description="of this file format")
-    name: str = Field(default="", description="default: the YAML file's name")
+    name: Annotated[str, AfterValidator(_plain_name)] = Field(
+        default="", max_length=100, description="default: the YAML file's name"
+    )
     data: DataSettings = DataSettings()
     volume: VolumeSettings = VolumeSettings()
     bright_field: BrightFieldSettings = BrightFieldSettings()

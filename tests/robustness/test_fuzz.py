@@ -1,0 +1,169 @@
+"""Damaged input is a sentence or a sound series; `fuzz_lab` does the damage in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from petomo.core.errors import UserError
+from petomo.io.artefacts import read_poses
+from petomo.io.settings import DataSettings
+from petomo.io.sources import open_source
+from petomo.io.yaml import apply_overrides, parse_yaml
+from petomo.simulation.spec import SpecimenSpec
+from petomo.simulation.specimen import build_specimen
+from petomo.workflow.config import load_config
+from petomo.workflow.runner import open_input
+
+LAB = Path(__file__).with_name("fuzz_lab.py")
+
+
+def lab(*arguments):
+    command = [sys.executable, str(LAB), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout, done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert report.pop("wrong") == []
+    return report
+
+
+def test_forty_damaged_inputs_of_every_kind():
+    report = lab("--count", 40)
+    assert len(report) == 7
+    for kind, tally in report.items():
+        assert sum(tally.values()) == 40
+        assert tally["told"] > 10, f"{kind} is hardly damaged"
+
+
+@pytest.mark.slow
+def test_five_hundred_damaged_inputs_of_every_kind():
+    assert all(sum(tally.values()) == 500 for tally in lab("--count", 500, "--seed", 1000).values())
+
+
+class Exploit:
+    """Leaves a file when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def test_nothing_is_unpickled_from_npy(tmp_path):
+    array = np.empty((2, 2, 3, 3), object)
+    array[...] = 1
+    array[0, 0, 0, 0] = Exploit(tmp_path / "owned")
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    with pytest.raises(UserError, match=r"a\.npy: this is not a readable NumPy array"):
+        open_source(tmp_path / "a.npy")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_nothing_is_unpickled_from_zarr(tmp_path):
+    """A store of numbers whose filter is pickle."""
+    import pickle
+
+    folder = tmp_path / "a.zarr"
+    folder.mkdir()
+    metadata = {"zarr_format": 2, "shape": [2, 2, 3, 3], "chunks": [2, 2, 3, 3], "dtype": "<u2"}
+    metadata |= {"order": "C", "fill_value": 0, "compressor": None, "filters": [{"id": "pickle"}]}
+    (folder / ".zarray").write_text(json.dumps(metadata))
+    (folder / "0.0.0.0").write_bytes(pickle.dumps(Exploit(tmp_path / "owned")))
+    with pytest.raises(UserError, match="codec pickle"):
+        open_source(folder).read(np.array([0]))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_yaml_tag_runs_nothing(tmp_path):
+    text = f"a: !!python/object/apply:os.mkdir ['{tmp_path / 'owned'}']\nb: 1\n"
+    assert parse_yaml(text, "x.yaml").values["b"] == 1
+    assert not (tmp_path / "owned").exists()
+
+
+LAUGHS = "a0: &a0 [x, x, x]\n" + "\n".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)
+)
+BAD_YAML = {
+    "aliases": (LAUGHS, "unfolds to more"),
+    "open brackets": ("a: " + "[" * 10**5, "nested too deeply"),
+    "brackets between values": ("a: " + "[x, " * 10**4 + "]" * 10**4, "nested too deeply"),
+    "indents": ("\n".join(" " * n + "k:" for n in range(200)), "nested too deeply|unfolds"),
+    "too long": ("a: 1\n" * 10**5, "longer than"),
+    "a long number": ("a: 0x" + "f" * 5000, "too many digits"),
+    "no such day": ("a: 2001-02-31", "day"),
+    "half a character": ('a: "\\ud800"', "surrogates"),
+    "a list for a key": ("[1, 2]: 3", "unhashable"),
+    "not an int": ("a: !!int x", "invalid literal"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_YAML)
+def test_yaml_that_exhausts_or_does_not_fit(case):
+    text, words = BAD_YAML[case]
+    with pytest.raises(UserError, match=words) as error:
+        parse_yaml(text, "x.yaml")
+    assert str(error.value).startswith("x.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_are_parsed_with_the_same_care():
+    with pytest.raises(UserError, match="--set a="):
+        apply_overrides(parse_yaml("a: 1", "x.yaml"), ["a=" + "[" * 10**5])
+
+
+@pytest.mark.parametrize("name", ["../../evil", "..", "a/b", "a\\b", "/tmp/x", "a\x1bb"])
+def test_a_name_does_not_lead_out_of_the_runs_folder(tmp_path, name):
+    (tmp_path / "x.yaml").write_text(json.dumps({"name": name}))
+    with pytest.raises(UserError, match=r"x\.yaml line 1: `name`"):
+        load_config(tmp_path / "x.yaml")
+
+
+def test_hdf5_does_not_reach_other_files(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(range(200)) * 10)
+    (tmp_path / "data").mkdir()
+    with h5py.File(tmp_path / "data" / "a.h5", "w") as file:
+        file.create_dataset("counts", (2, 3, 4, 5), "u1", external=[(str(secret), 0, 120)])
+    with pytest.raises(UserError, match=r"a\.h5"):
+        open_source(tmp_path / "data" / "a.h5").read(np.array([0]))
+
+
+@pytest.mark.parametrize("name", ["a.traj", "a.gpw", "a.db", "a.py"])
+def test_specimens_are_read_from_text_only(tmp_path, name):
+    (tmp_path / name).write_bytes(b"import os\n")
+    with pytest.raises(UserError, match=name):
+        build_specimen(SpecimenSpec(source=str(tmp_path / name)), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("poses", ["[" * 10**5, '{"tilts": [{"phi_degree": 1' + "0" * 400 + "}]}", "[]", "3"])
+def test_poses_that_exhaust_or_overflow(tmp_path, poses):
+    (tmp_path / "poses.json").write_text(poses)
+    with pytest.raises(UserError, match=r"poses\.json"):
+        read_poses(tmp_path / "poses.json")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("volume.shape=[100000, 100000, 100000]", "needs about .* GiB of memory"),
+        ("volume.voxel_angstrom=1e-9", "takes a detector of"),
+        ("volume.voxel_angstrom=1e-300", "takes a detector of"),
+        ("volume.thickness_angstrom=1e300", "no grids follow|GiB of memory"),
+        ("data.energy_kev=1e-300", "no grids follow"),
+    ],
+)
+def test_what_no_machine_holds_is_refused(tmp_path, setting, words):
+    np.save(tmp_path / "t0.npy", np.ones((3, 4, 6, 5), np.uint16))
+    data = {"tilts": "*.npy", "stage_tilt_degree": [0], "energy_kev": 200, "semiangle_mrad": 25}
+    data |= {"scan_step_angstrom": 1.5, "dk_per_angstrom": 0.07}
+    DataSettings(**data)
+    (tmp_path / "x.yaml").write_text(json.dumps({"data": data, "compute": {"device": "cpu"}}))
+    open_input(load_config(tmp_path / "x.yaml"))
+    with pytest.raises(UserError, match=words):
+        open_input(load_config(tmp_path / "x.yaml", [setting]))

@@ -111,7 +111,7 @@ def _bright_neighbours(image: np.ndarray) -> np.ndarray:
     """Third highest value among the 24 pixels around each: hot pairs do not hide each other."""
     around = np.ones((5, 5), bool)
     around[2, 2] = False
-    return ndimage.rank_filter(image, rank=-3, footprint=around, mode="mirror")
+    return ndimage.rank_filter(image, rank=-3, footprint=around, mode="constant")
 
 
 def _between(image: np.ndarray) -> np.ndarray:
@@ -135,9 +135,9 @@ def saturation(survey: TiltSurvey) -> tuple[float, int]:
     levels, where = np.unique(survey.peak, return_inverse=True)
     hits = np.bincount(where.ravel(), survey.hits.ravel())
     above = hits[::-1].cumsum()[::-1] - hits
-    smallest = levels[levels > 0].min(initial=math.inf)
-    for i in np.flatnonzero((hits >= 10) & (hits > 10 * above) & (levels >= 4 * min(1.0, smallest)))[::-1]:
-        below = levels[i] - max(0.03 * levels[i], 1.5 * min(1.0, smallest))
+    unit = float(np.diff(levels, prepend=0.0)[levels > 0].min(initial=math.inf))
+    for i in np.flatnonzero((hits >= 10) & (hits > 10 * above) & (levels >= 4 * unit))[::-1]:
+        below = levels[i] - max(0.03 * levels[i], 1.5 * unit)
         if hits[i] > 3 * hits[:i][levels[:i] >= below].sum():
             return float(levels[i]), int((survey.peak >= levels[i]).sum())
     return math.inf, 0
@@ -203,7 +203,11 @@ def fit_disk(image: np.ndarray, radii: tuple[float, float], start: tuple[float, 
         radius = math.sqrt(share.sum() / (math.pi * math.prod(radii)))
         if moved < 1e-4:
             break
+    if not share.sum() > 0:
+        raise ValueError("no bright-field disk stands out in the mean pattern")
     variance = [(share * (v - c) ** 2).sum() for v, c in ((y, centre[0]), (x, centre[1]))]
+    if min(variance) <= 0:
+        raise ValueError("the bright-field disk is a line of pixels")
     return Disk(
         centre=(float(centre[0] * radii[0]), float(centre[1] * radii[1])),
         radius=radius,

@@ -70,6 +70,8 @@ class _Vote:
 
 def _shift_vote(stack: BrightFieldStack) -> _Vote:
     """Rotation modulo half a turn: the weight is the shift across the disk over what remains unexplained."""
+    if int((stack.q.norm(dim=-1) <= 0.3 * stack.cutoff).sum()) < 3:
+        return _Vote(False, stack.rotation, 0.0, 0.0)
     fit = fit_parallax(stack)
     shift = abs(fit.C10) * stack.wavelength * stack.cutoff
     # an astigmatism as large as the defocus leaves rotation and handedness open
@@ -139,6 +141,8 @@ def _arbitrate(
     chosen, given = [stacks[i] for i in order], (False, stacks[0].rotation)
     sides = {False: chosen, True: [stack.transpose() for stack in chosen]}
     signals = {side: [explained_signal(stack, 60, 50) for stack in own] for side, own in sides.items()}
+    if math.prod(signals[False][0].upsample) > 36:
+        return None  # far too coarse a scan for its frequencies to be told apart
     samples = _c10_samples(chosen[0], [abs(vote.C10) for vote in shifts if vote.weight > 0])
     scores = {key: _scan_c10(signals[key[0]], key[1], samples) for key in _candidates(given, shifts, curls)}
     best = max(scores, key=lambda key: scores[key][0])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from petomo.core.dataset import FourDSTEM, TiltSeries
 from petomo.core.errors import UserError
 
 EXPLODED = 100
@@ -17,6 +19,15 @@ EXPLODED = 100
 
 UNDONE_IN_VAIN = 4
 """Passes in a row that a solver may undo for a loss that is no number."""
+
+UNDONE_TOO_OFTEN = 6
+"""Passes in all that a solver may undo before its steps are much too long."""
+
+SAMPLE = 1024
+"""Patterns of a tilt that `is_empty` looks at."""
+
+FAINT = 0.03
+"""Contrast (rms) that patterns must be able to show before `is_empty` may miss it."""
 
 STEPS = {
     "ptychography": "shorten ptychography.object.step_size and ptychography.probe.step_size",
@@ -40,6 +51,7 @@ class Guard:
         self._first: dict[Any, float] = {}
         self._lowest: dict[Any, float] = {}
         self._undone: dict[Any, int] = {}
+        self._undone_ever: dict[Any, int] = {}
 
     def check(self, stage: str, iteration: int, total: int, loss: float, extra: Mapping[str, Any]) -> None:
         """Refuse a loss that is no finite number, or has exploded.
@@ -69,6 +81,11 @@ class Guard:
         if loss - lowest > EXPLODED * size and not undone and "part" not in extra:
             raise WrongNumbers(
                 f"the loss has grown from {lowest:.4g} to {loss:.4g} in {where}; {_cause(stage, lowest)}"
+            )
+        ever = self._undone_ever[key] = self._undone_ever.get(key, 0) + (undone > 0)
+        if ever >= UNDONE_TOO_OFTEN:
+            raise WrongNumbers(
+                f"{ever} passes made it worse and were undone by {where}; {_cause(stage, lowest)}"
             )
         if math.isfinite(loss):
             self._first.setdefault(key, loss)
@@ -106,8 +123,56 @@ def refuse_nan(state: Any, what: str) -> None:
         )
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether an exception says that memory ran out."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+def memory_error(error: Exception) -> UserError | None:
+    """A sentence if an exception says that memory ran out, or None."""
+    text = str(error)
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not (
+        isinstance(error, RuntimeError) and "allocate memory" in text
+    ):
+        return None
+    asked = re.search(r"allocate (\d+) bytes", text)
+    if asked and int(asked[1]) > 2**44:
+        return WrongNumbers(
+            f"a step led out of all bounds ({int(asked[1]) / 2**40:.0f} TiB were asked for); shorten the "
+            "step_size of positions, affine and poses"
+        )
+    return UserError(
+        f"not enough memory ({(text.splitlines() or ['no more'])[0][:150]}); take a smaller volume, fewer "
+        "slices, a smaller batch_size, or another device"
+    )
+
+
+def is_empty(tilt: FourDSTEM) -> bool:
+    """Whether the patterns of a tilt differ by counting noise alone, so that nothing was in the beam.
+
+    The scatter ``(I - mean)^2 / mean`` summed over pixels and positions has the mean ``n - 1`` and the
+    variance ``(n - 1) (2 + 1 / mean)`` a pixel for Poisson counts. Too few counts to tell, and data that are
+    not counted in electrons and scatter otherwise, are never called empty.
+    """
+    count = min(len(tilt), SAMPLE)
+    patterns = tilt.patterns(np.unique(np.linspace(0, len(tilt) - 1, count).astype(int))).astype(np.float64)
+    mean, n = patterns.mean(0), len(patterns) - 1
+    seen = mean > 0
+    excess = (np.square(patterns - mean).sum(0)[seen] / mean[seen]).sum() - n * seen.sum()
+    deviation = np.sqrt((n * (2 + 1 / mean[seen])).sum())
+    return bool(FAINT**2 * n * mean.sum() > 10 * deviation and abs(excess) < 5 * deviation)
+
+
+def refuse_empty(series: TiltSeries, told: Callable[[str], None]) -> None:
+    """Stop where there is nothing to reconstruct, and tell of tilts that missed the specimen.
+
+    Raises
+    ------
+    UserError
+        If no tilt shows a specimen.
+    """
+    empty = [tilt.name for tilt in series if is_empty(tilt)]
+    if len(empty) == len(series):
+        raise UserError(
+            "the patterns of every tilt differ by counting noise alone, so there is no specimen in the beam; "
+            "check that these are the right files, and that the scan lies on the specimen"
+        )
+    for name in empty:
+        told(
+            f"{name}: its patterns differ by counting noise alone; use data.exclude if it missed the specimen"
+        )

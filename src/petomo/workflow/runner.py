@@ -21,7 +21,7 @@ from petomo.workflow.callbacks import LOG, Interrupted, Reporter
 from petomo.workflow.config import Config, dump_config
 from petomo.workflow.context import RunContext, Stages, rewind
 from petomo.workflow.describe import facts
-from petomo.workflow.guard import WrongNumbers, out_of_memory
+from petomo.workflow.guard import WrongNumbers, memory_error
 from petomo.workflow.resume import State, check_target, locked, refuse_changes, refuse_other_tilts
 
 
@@ -222,11 +222,7 @@ def _run_stage(context: RunContext, name: str, stage: Callable[[RunContext], Non
         LOG.debug("%s: failed", name, exc_info=True)  # into run.log; the console gets one sentence
         if isinstance(error, OSError):
             error = write_failure(error.filename or context.folder, error) or error
-        if out_of_memory(error):
-            error = UserError(
-                f"not enough memory ({str(error).splitlines()[0][:120]}); take a smaller volume, "
-                "fewer slices, a smaller batch_size, or another device"
-            )
+        error = memory_error(error) or error
         if isinstance(error, UserError):
             how = f"--from {name}" if isinstance(error, WrongNumbers) else "--resume"
             raise UserError(

@@ -7,6 +7,7 @@ import math
 from petomo.algorithms.bright_field import BrightFieldResult, fit_aberrations
 from petomo.io.artefacts import write_bright_field
 from petomo.workflow.context import RunContext
+from petomo.workflow.guard import refuse_empty
 
 STAGE = "bright_field"
 
@@ -14,6 +15,7 @@ STAGE = "bright_field"
 def bright_field(context: RunContext) -> None:
     """Fit defocus (and astigmatism) of every tilt; leaves ``bright_field.h5``."""
     settings, series = context.config.bright_field, context.series
+    refuse_empty(series, context.reporter.log)
     if settings.method == "none":
         (context.folder / "bright_field.h5").unlink(missing_ok=True)
         return

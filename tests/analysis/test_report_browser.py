@@ -46,6 +46,15 @@ def settle(page):
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
+def at_rest(page):
+    """The page's scroll position once it no longer changes."""
+    before = None
+    while before != (now := page.evaluate("scrollY")):
+        before = now
+        page.wait_for_timeout(250)
+    return now
+
+
 def click(page, selector, across, up):
     """Click at fractions of an element's width and height, from the lower left."""
     box = page.locator(selector).bounding_box()
@@ -98,18 +107,17 @@ def test_wheel_and_keys_step_through_the_slices_once_one_is_chosen(wide):
     page.locator('[data-key="through z"]').fill("5")
     canvas.hover()
     page.evaluate("document.activeElement.blur()")
-    before = page.evaluate("scrollY")
+    before = at_rest(page)
     page.mouse.wheel(0, 40)
     page.wait_for_timeout(300)
-    assert page.evaluate("scrollY") > before  # not chosen: the page scrolls
+    assert at_rest(page) > before  # not chosen: the page scrolls
     assert titles(page)[0] == 0
     canvas.focus()
     canvas.hover()
-    before = page.evaluate("scrollY")
+    before = at_rest(page)
     page.mouse.wheel(0, 80)
-    page.wait_for_timeout(100)
-    assert titles(page)[0] == pytest.approx(-2 * VOXEL[0])
-    assert page.evaluate("scrollY") == before
+    page.get_by_text(f"z = −{2 * VOXEL[0]:.2f} Å").wait_for(timeout=5000)
+    assert at_rest(page) == before
     for key in ("PageUp", "PageUp", "PageUp", "ArrowLeft", "ArrowUp"):
         start = titles(page)
         page.keyboard.press(key)
@@ -239,6 +247,8 @@ def test_patterns_are_picked_by_position_and_read_pixel_by_pixel(wide, report):
     assert "tilt 1, position 2; loss 3;" in said.text_content()
     measured = patterns["tilt_01_position_00002"]["measured"]
     assert f"{measured.sum():.0f} electrons measured, 1080 in the model" in said.text_content()
+    page.wait_for_selector('.patterns[data-shows="tilt_01_position_00002"]')
+    settle(page)
     first = page.locator(".pattern canvas").first
     box = first.bounding_box()
     row, column = 8, 2

@@ -32,7 +32,9 @@ viewers.patterns = (place) => {
     const [measured, model] = entry.electrons.map((n) => short(n));
     said.textContent = `${patternName(entry)}; loss ${short(entry.loss)}; ${measured} electrons measured, ${model} in the model.`;
     entry.levels = entry.levels || (await unpack(entry.roots));
-    if (entry === entries[current]) panels.replaceChildren(...patternPanels(entry, sampling));
+    if (entry !== entries[current]) return; // another was picked meanwhile
+    panels.replaceChildren(...patternPanels(entry, sampling));
+    panels.dataset.shows = entry.name;
   };
   const choice = el("div", { class: "controls" }, tilts.length > 1 ? tilt.whole : null, el("div", { class: "buttons" }, ...shortcuts));
   const hint = "Each ringed dot is a pattern kept in this page: click one, or focus the map and use the arrow keys.";

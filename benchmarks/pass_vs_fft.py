@@ -2,7 +2,7 @@
 
 The gradient includes phase, probe modes and sub-pixel positions. The floor is the 34 two-dimensional
 FFTs per mode and pattern that a textbook pass of 8 slices takes (two a slice and one to the detector,
-forward and back). Times are processor times, variants take turns, medians are compared.
+forward and back). Times are processor times, variants take turns, and the least of each counts.
 
     python benchmarks/pass_vs_fft.py          # 64 x 64, 3 modes, 8 slices
     python benchmarks/pass_vs_fft.py --all    # 128 and 256 as well
@@ -18,7 +18,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import argparse
 import math
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from petomo.physics.multislice import MultisliceOptics, multislice_loss
 from petomo.physics.probe import hermite_modes, make_probe
 from petomo.physics.propagation import fresnel
 
-TARGET = 1.5
+TARGET = 1.15
 MODES, SLICES = 3, 8
 LOSS = Amplitude()
 
@@ -107,14 +106,14 @@ def bare_ffts(case: Case) -> None:
 
 
 def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median processor time of each, the functions taking turns."""
+    """Least processor time of each, the functions taking turns: other programs only ever add to it."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds + 1):
         for name, function in functions.items():
             start = time.process_time()
             function()
             times[name].append(time.process_time() - start)
-    return {name: statistics.median(t[1:]) for name, t in times.items()}
+    return {name: min(t[1:]) for name, t in times.items()}
 
 
 def measure(size: int, patterns: int, rounds: int) -> float:
@@ -165,8 +164,8 @@ def main() -> None:
     print(f"{MODES} modes, {SLICES} slices, sub-pixel shifts and position gradient included")
     ratio = measure(64, 64, args.rounds)
     if args.all:
-        measure(128, 16, args.rounds)
-        measure(256, 4, args.rounds)
+        measure(128, 32, args.rounds)
+        measure(256, 16, args.rounds)
     print(f"ratio at 64 x 64: {ratio:.2f}, target {TARGET}: {'met' if ratio <= TARGET else 'NOT met'}")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def fft2(wave: Tensor) -> Tensor:
@@ -59,12 +60,43 @@ def translate_lines(image: Tensor, shift: Tensor, dim: int) -> Tensor:
     dim : int
         Axis along which the lines run.
     """
-    n = image.shape[dim]
-    q = torch.fft.rfftfreq(n, dtype=image.dtype, device=image.device)
+    return _TranslateLines.apply(image, shift, dim)  # pyright: ignore[reportReturnType]
+
+
+def _line_factors(image: Tensor, shift: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Angular frequencies of `rfft` along ``dim``, and the factors of the shift."""
+    q = 2 * math.pi * torch.fft.rfftfreq(image.shape[dim], dtype=image.dtype, device=image.device)
     q = q.view(-1, *([1] * (-1 - dim if dim < 0 else image.ndim - 1 - dim)))
-    angle = -2 * math.pi * q * shift
-    spectrum = torch.fft.rfft(image, dim=dim) * torch.complex(torch.cos(angle), torch.sin(angle))
-    return torch.fft.irfft(spectrum, n=n, dim=dim)
+    angle = -q * shift
+    return q, torch.complex(torch.cos(angle), torch.sin(angle))
+
+
+class _TranslateLines(torch.autograd.Function):
+    """`translate_lines` with its adjoint, the shift back: autograd's own is a full complex transform."""
+
+    @staticmethod
+    def forward(ctx, image, shift, dim):
+        moved = torch.fft.rfft(image, dim=dim).mul_(_line_factors(image, shift, dim)[1])
+        out = torch.fft.irfft(moved, n=image.shape[dim], dim=dim)
+        ctx.save_for_backward(shift, moved if ctx.needs_input_grad[1] else None)
+        ctx.dim = dim
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (shift, moved), dim, n = ctx.saved_tensors, ctx.dim, gradient.shape[ctx.dim]
+        q, factors = _line_factors(gradient, shift, dim)
+        spectrum = torch.fft.rfft(gradient, dim=dim)
+        along = None
+        if moved is not None:
+            # d out / d shift = -d out / d x by Parseval; every frequency but Nyquist's stands for two
+            weight = q * (2.0 / n)
+            if n % 2 == 0:
+                weight[-1] /= 2
+            along = (weight * (moved * spectrum.conj()).imag).sum_to_size(shift.shape)
+        back = torch.fft.irfft(spectrum.mul_(factors.conj()), n=n, dim=dim)
+        return back, along, None
 
 
 def rotate_plane(

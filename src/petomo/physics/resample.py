@@ -74,8 +74,8 @@ class _Csr(NamedTuple):
 
 def _to_csr(matrix: scipy.sparse.csr_array, dtype: torch.dtype, device: torch.device) -> _Csr:
     return _Csr(
-        torch.as_tensor(matrix.indices.astype(np.int64), device=device),
-        torch.as_tensor(matrix.indptr.astype(np.int64), device=device),
+        torch.as_tensor(matrix.indices.astype(np.int32), device=device),
+        torch.as_tensor(matrix.indptr.astype(np.int32), device=device),
         torch.as_tensor(matrix.data, dtype=dtype, device=device),
     )
 
@@ -121,7 +121,14 @@ def _tilt_operator(theta, depth, width, geometry, kind, dtype, device) -> tuple[
     return _to_csr(matrix, dtype, device), _to_csr(matrix.T.tocsr(), dtype, device)
 
 
+def _tilt_slope(theta, depth, width, geometry, kind, dtype, device) -> _Csr:
+    """Derivative of the tilt matrix with respect to theta."""
+    return _to_csr(_tilt_matrix(theta, depth, width, geometry, kind, derivative=True), dtype, device)
+
+
 _known_tilt_operator = lru_cache(maxsize=128)(_tilt_operator)
+# an angle under refinement stays for the batches of one visit and never comes back
+_recent_tilt_operator, _recent_tilt_slope = lru_cache(maxsize=2)(_tilt_operator), lru_cache(2)(_tilt_slope)
 
 
 class _TiltAndBin(torch.autograd.Function):
@@ -131,8 +138,7 @@ class _TiltAndBin(torch.autograd.Function):
     def forward(ctx, volume, theta, geometry, kind):
         depth, width, height = volume.shape
         angle = float(theta)
-        # an angle under refinement never comes back, and a matrix takes megabytes
-        operator = _tilt_operator if ctx.needs_input_grad[1] else _known_tilt_operator
+        operator = _recent_tilt_operator if ctx.needs_input_grad[1] else _known_tilt_operator
         matrix, ctx.adjoint = operator(angle, depth, width, geometry, kind, volume.dtype, volume.device)
         ctx.save_for_backward(volume if ctx.needs_input_grad[1] else volume.new_empty(0))
         ctx.args = (angle, depth, width, height, geometry, kind)
@@ -150,8 +156,8 @@ class _TiltAndBin(torch.autograd.Function):
             grad_volume = ctx.adjoint.apply(flat).view(depth, width, height)
         if ctx.needs_input_grad[1]:
             (volume,) = ctx.saved_tensors
-            slope = _tilt_matrix(angle, depth, width, geometry, kind, derivative=True)
-            moved = _to_csr(slope, flat.dtype, flat.device).apply(volume.reshape(depth * width, height))
+            slope = _recent_tilt_slope(angle, depth, width, geometry, kind, flat.dtype, flat.device)
+            moved = slope.apply(volume.reshape(depth * width, height))
             grad_theta = (moved * flat).sum()
         return grad_volume, grad_theta, None, None
 

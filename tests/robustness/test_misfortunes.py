@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from petomo.core.dataset import ArraySource, FourDSTEM, TiltSeries
-from petomo.core.errors import UserError
+from petomo.core.errors import UserError, WrongNumbers
 from petomo.io import atomic
 from petomo.io.artefacts import read_json, write_json
 from petomo.io.checkpoint import load_checkpoint, save_checkpoint
 from petomo.io.metrics import read_metrics
 from petomo.workflow.config import load_config
-from petomo.workflow.guard import Guard, WrongNumbers, is_empty, memory_error, refuse_empty, refuse_nan
+from petomo.workflow.guard import Guard, is_empty, memory_error, refuse_empty, refuse_nan
 from petomo.workflow.runner import run
 
 COUNTS = np.random.default_rng(0).poisson(3, (3, 4, 6, 6)).astype(np.uint16)

@@ -18,7 +18,7 @@ from torch import Tensor
 from petomo.algorithms.descent_options import DescentOptions
 from petomo.algorithms.refinement import refine_geometry
 from petomo.algorithms.status import Status
-from petomo.core.errors import UserError
+from petomo.core.errors import WrongNumbers
 from petomo.core.pose import rotation_matrices
 from petomo.models.ptycho_tomography import PtychoTomography
 from petomo.models.ptychography import Ptychography
@@ -62,7 +62,7 @@ def reconstruct(
 
     Raises
     ------
-    UserError
+    WrongNumbers
         If plain gradient descent diverges.
 
     Yields
@@ -88,7 +88,7 @@ def reconstruct(
                 probe.data.copy_(orthogonalise(probe.data))
         work.finished, extras = iteration + 1, {"step": work.scale(iteration)}
         if before is None and not math.isfinite(total):
-            raise UserError(
+            raise WrongNumbers(
                 f"plain gradient descent diverged in pass {iteration + 1}; "
                 "shorten the steps of volume and probe, or take the preconditioned solver"
             )

@@ -14,6 +14,10 @@ class UserError(Exception):
         return "\n".join(_shown(line) for line in super().__str__().split("\n"))
 
 
+class WrongNumbers(UserError):
+    """A calculation came to nothing: settings have to change before it can be done."""
+
+
 def _shown(line: str) -> str:
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from petomo.core.dataset import FourDSTEM, TiltSeries
-from petomo.core.errors import UserError
+from petomo.core.errors import UserError, WrongNumbers
 
 EXPLODED = 100
 """Rise over the lowest loss, in sizes of the first, that no noise explains."""
@@ -35,10 +35,6 @@ STEPS = {
     "end_to_end": "shorten end_to_end.volume.step_size and end_to_end.probe.step_size",
 }
 _LOOK = "look at the counts, energy, semi-angle and defocus that `petomo check` prints"
-
-
-class WrongNumbers(UserError):
-    """Settings have to change before the stage can be done."""
 
 
 class Guard:
@@ -131,7 +127,7 @@ def memory_error(error: Exception) -> UserError | None:
     ):
         return None
     asked = re.search(r"allocate (\d+) bytes", text)
-    if asked and int(asked[1]) > 2**44:
+    if asked and int(asked[1]) > 2**40:
         return WrongNumbers(
             f"a step led out of all bounds ({int(asked[1]) / 2**40:.0f} TiB were asked for); shorten the "
             "step_size of positions, affine and poses"

@@ -11,7 +11,7 @@ import torch
 
 from petomo import __version__
 from petomo.core.dataset import TiltSeries
-from petomo.core.errors import UserError
+from petomo.core.errors import UserError, WrongNumbers
 from petomo.io.artefacts import read_json
 from petomo.io.atomic import remove_temporaries, write_failure
 from petomo.io.metrics import drop_metrics
@@ -21,7 +21,7 @@ from petomo.workflow.callbacks import LOG, Interrupted, Reporter
 from petomo.workflow.config import Config, dump_config
 from petomo.workflow.context import RunContext, Stages, rewind
 from petomo.workflow.describe import facts
-from petomo.workflow.guard import WrongNumbers, memory_error
+from petomo.workflow.guard import memory_error
 from petomo.workflow.resume import State, check_target, locked, refuse_changes, refuse_other_tilts
 
 

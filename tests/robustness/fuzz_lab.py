@@ -427,6 +427,12 @@ class Worker:
         self.process.start()
         other.close()
 
+    def renew(self):
+        """Start with clean memory, since the limit is on what a process ever asked for."""
+        self.connection.send(None)
+        self.process.join()
+        self.start()
+
     def do(self, kind: str, seed: int) -> tuple[str, str]:
         self.connection.send((kind, seed))
         if self.connection.poll(SECONDS + 5):
@@ -457,6 +463,8 @@ def main():
         for kind in options.kinds:
             tally: collections.Counter = collections.Counter()
             for seed in range(options.seed, options.seed + options.count):
+                if seed % 40 == 0:
+                    worker.renew()
                 outcome, why = worker.do(kind, seed)
                 tally[outcome] += 1
                 if why:

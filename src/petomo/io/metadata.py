@@ -32,7 +32,8 @@ def _numbers(path: Path, label: str, value: Any, count: int) -> tuple[float, ...
         numbers = ()
     numbers = numbers * count if len(numbers) == 1 else numbers
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise UserError(f"{path}: {label} is {value!r}, but should be {count} finite number(s)")
+        said = " ".join(repr(value).split())  # an array is shown on several lines
+        raise UserError(f"{path}: {label} is {said}, but should be {count} finite number(s)")
     return numbers
 
 

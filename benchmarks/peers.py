@@ -1,4 +1,4 @@
-"""One iteration of single-tilt multislice ptychography: petomo against other packages, each in its own Python.
+"""One iteration of single-tilt multislice ptychography: petomo against others, each in its own Python.
 
 All see the same simulated scan (20 x 20 patterns of 64 x 64, 3 modes, 8 slices, batches of 64, single
 precision) and refine object and probe; scan positions are held, the sub-pixel shift of the probe is
@@ -8,7 +8,7 @@ turns. Processor time per pattern, the least of all iterations but each process'
     python benchmarks/peers.py --peer ptyrad=ENV/bin/python --peer py4dstem=ENV/bin/python
 
 with any of ptyrad, phaser, quantem, py4dstem, each environment holding that package and torch 2.13 for CPU
-(``pip install ptyrad``, ``phaserEM``, ``quantem``, ``py4DSTEM``; PtyRAD 1.0 needs Python 3.12).
+(``pip install ptyrad``, ``phaserEM[jax]``, ``quantem``, ``py4DSTEM``; PtyRAD 1.0 needs Python 3.12).
 """
 
 from __future__ import annotations
@@ -366,6 +366,17 @@ def table(best: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def parse_peers(peers: list[str], parser: argparse.ArgumentParser) -> dict[str, str]:
+    """The Python of each program; petomo's are this one."""
+    pythons = dict.fromkeys([n for n in PROGRAMS if n.startswith("petomo")], sys.executable)
+    for peer in peers:
+        name, _, python = peer.partition("=")
+        if name not in PROGRAMS or not python:
+            parser.error(f"--peer takes NAME=PYTHON with a NAME among {', '.join(PROGRAMS)}, not {peer}")
+        pythons[name] = os.path.abspath(python)
+    return pythons
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -378,13 +389,7 @@ def main() -> None:
         laps = PROGRAMS[args.run](np.load("patterns.npy"))
         Path("laps.json").write_text(json.dumps(laps))
         return
-    pythons = dict.fromkeys([n for n in PROGRAMS if n.startswith("petomo")], sys.executable)
-    for peer in args.peer:
-        name, _, python = peer.partition("=")
-        if name not in PROGRAMS or not python:
-            parser.error(f"--peer takes NAME=PYTHON with a NAME among {', '.join(PROGRAMS)}, not {peer}")
-        pythons[name] = os.path.abspath(python)
-    print(table(compare(pythons, args.rounds)))
+    print(table(compare(parse_peers(args.peer, parser), args.rounds)))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,13 @@ def test_without_numba_there_are_still_passes(monkeypatch):
     passes._compiled.cache_clear()
 
 
+def test_an_allocator_that_takes_no_advice_is_left_alone(monkeypatch):
+    monkeypatch.setattr(passes.ctypes, "CDLL", lambda _: object())
+    passes.keep_freed_memory.cache_clear()
+    assert passes.keep_freed_memory() is False
+    passes.keep_freed_memory.cache_clear()
+
+
 @pytest.mark.parametrize("window", WINDOWS)
 def test_transforms_are_a_pair_in_either_layout(window):
     one = compiled.CompiledPasses(random_complex(1, 300, 300), torch.zeros(2, 2).long(), window)

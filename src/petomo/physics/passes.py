@@ -6,6 +6,8 @@ Waves are ``(mode, k, y, x)``, with modes first so that patches broadcast over o
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -122,7 +124,25 @@ def _compiled() -> type[Passes]:
     return CompiledPasses
 
 
+@lru_cache
+def keep_freed_memory(size: int = 1 << 28) -> bool:
+    """Let this process keep freed memory up to ``size`` bytes; True where the C library has a say (glibc).
+
+    A chunk frees as much as it takes, and by default its pages go back to the system and are cleared
+    anew for the next chunk, at the cost of a fifth of a pass.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    # M_TRIM_THRESHOLD, and M_MMAP_THRESHOLD at its largest
+    return bool(mallopt(-1, size)) and bool(mallopt(-3, 1 << 25))
+
+
 def choose_passes(probe: Tensor) -> type[Passes]:
     """The fastest passes for waves like ``probe``: compiled in single precision on one or two threads."""
+    keep_freed_memory()
     few = torch.get_num_threads() <= 2
     return _compiled() if few and probe.device.type == "cpu" and probe.dtype == torch.complex64 else Passes

@@ -1,0 +1,133 @@
+"""The study of speed, written by one command: the pass, the rotation, and other packages.
+
+    python benchmarks/speed.py --write docs/studies/speed.md --peer ptyrad=ENV/bin/python ...
+
+with environments as `benchmarks/peers.py` describes them. Takes several minutes on one thread.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import argparse
+from pathlib import Path
+
+import pass_vs_fft
+import peers
+import rotation
+import torch
+
+
+def pass_table(rounds: int) -> str:
+    """The pass at three sizes, in Markdown."""
+    head = "| window | bare FFTs | petomo | without numba | naive autograd |"
+    lines = [head, "|---|---:|---:|---:|---:|"]
+    for size, patterns in pass_vs_fft.CASES:
+        per = pass_vs_fft.measure(size, patterns, rounds)
+        floor = per.pop("bare FFTs")
+        cells = " | ".join(f"{ms:.2f} ({ms / floor:.2f} x)" for ms in per.values())
+        lines.append(f"| {size} x {size} | {floor:.2f} | {cells} |")
+    return "\n".join(lines)
+
+
+TEXT = """# Speed
+
+{machine}.
+Processor time on one thread, variants in turns, the least of each: other programs may have run
+beside, and they only ever add to it. Ratios within a table are from one run.
+
+## The pass against its FFTs
+
+Forward and gradient (phase, 3 probe modes, sub-pixel positions) through 8 slices, core-ms per pattern. The
+floor is the 34 transforms per mode that a textbook pass takes; aim: at most 1.15 x.
+
+{passes}
+
+What made the difference:
+
+- 32 transforms instead of 34: the propagation behind the last slice only changes phases on the detector.
+- Chunks of 16 patterns at 64 x 64, and fewer of larger ones: waves stay in the cache.
+- The passes over memory between the transforms are fused by numba (`petomo.physics.compiled`): patches are
+  read from the field and gradients added to it where they are. A complex multiply of torch is as fast as
+  memory allows, but each is one more pass, and cropping, scattering, sums over modes and squared moduli
+  cost as much again. Without numba, in double precision, and with more than two threads plain torch does
+  the same.
+- The process keeps the memory that a chunk frees: glibc gave it back to the system, and clearing it for the
+  next chunk took up to a fifth of an iteration.
+- At 64, 256 and larger powers of two, rows, transposition, rows is faster than the library's own 2D
+  transform. At 128, and at sizes with other factors, it is not.
+
+What then is left over the FFTs is mostly the exit waves, written on the way forward and read on the way back
+when they have left the cache. On a busy machine the figures of one size move by a tenth from run to run.
+
+Tried without gain: transforms with `out=` (a copy inside), strided transforms of columns (faster at 64,
+slower at 128), rows padded against shared cache lines (one more copy), propagation as two matrix products (40 us a
+wave at 64 x 64, against 17 us by transforms), exit waves written to memory kept for them, touching them
+ahead of their use, and real in place of complex products in torch. `torch.compile` needs a compiler.
+
+## Turning and binning the volume
+
+Forward and gradient, {slices} slices, phi 0.5, theta 25 and psi 0.7 degrees where named. The reference is one
+trilinear 3D `grid_sample`; petomo's own is a cubic B-spline, which blurs far less
+([interpolators](interpolators.md)). Aim: at most 5 % of a batch of {batch} patterns, 1/30 of `grid_sample`.
+
+{rotation}
+
+Neither is reached. By theta alone the first is within sight: sixteen weights and a prefilter instead of four
+weights are the price of sharpness. Most of the rest is phi, three Fourier shears of the whole volume for
+every batch; a gradient by shears of its own, and matrices kept for a visit of the tilt, have already halved
+it. Making the matrices of a new theta is not in these figures; it takes about as long as two turns by theta,
+once a visit. A volume of the paper's size asks for larger batches: its turn costs as much as some hundred
+patterns, and a tilt has 48,400. What would remove phi: with `Rz Ry Rx = Rz' Rx' Ry'`, theta acts first and phi
+on the few binned slices. That is exact in the plane, but moves matter along the beam by phi times y, a
+tenth of an angstrom here.
+
+## Other packages
+
+One iteration over 20 x 20 patterns of 64 x 64, 3 modes, 8 slices, batches of 64, single precision; object and
+probe are refined. Aim: at most half the time of the fastest. Regularisation and constraints are off or not timed.
+
+{peers}
+
+{absent}
+
+## Reproduce
+
+```
+{command}
+```
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    pythons = peers.parse_peers(args.peer, parser)
+    best = peers.compare(pythons, max(1, args.rounds // 3))
+    absent = [name for name in peers.PROGRAMS if name not in best]
+    names = [name for name in pythons if not name.startswith("petomo")]
+    options = "".join(f" \\\n    --peer {name}=ENV/bin/python" for name in names)
+    text = TEXT.format(
+        machine=pass_vs_fft.machine(),
+        passes=pass_table(args.rounds),
+        slices=pass_vs_fft.SLICES,
+        batch=rotation.BATCH,
+        rotation=rotation.table(args.rounds, paper=True),
+        peers=peers.table(best),
+        absent=f"Not measured here: {', '.join(absent)}." if absent else "All four could be measured.",
+        command=f"python benchmarks/speed.py --write docs/studies/speed.md{options}",
+    )
+    args.write.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from petomo.algorithms.descent import noise_floor, reconstruct
 from petomo.algorithms.descent_options import DescentOptions, Schedule
+from petomo.analysis.report_patterns import choose_patterns
 from petomo.io.artefacts import (
     read_poses,
     read_positions,
@@ -146,25 +147,22 @@ def _write(context: RunContext, grids: Grids, model: PtychoTomography, halves: l
 
 @torch.no_grad()
 def _write_patterns(context: RunContext, model: PtychoTomography, reader: PatternReader, loss) -> None:
-    """The patterns that fit worst and in the middle, measured and modelled."""
-    values, places = [], []
-    for tilt in range(len(context.series)):
-        index = torch.arange(len(context.series[tilt]))
-        for part in index.split(256):
-            value, _ = loss(model.predict(tilt, part), reader(tilt, part))
-            values.append(value.cpu())
-            places += [(tilt, int(k)) for k in part]
-    losses = torch.cat(values)
-    order = losses.argsort()
-    out = {}
-    for name, rank in (("worst", -1), ("median", len(order) // 2)):
-        number = int(order[rank])
-        tilt, k = places[number]
-        shape = context.series[tilt].pattern_shape
-        model_pattern = from_fft_order(model.predict(tilt, torch.tensor([k])), shape)[0].cpu()
-        measured = torch.from_numpy(context.series[tilt].patterns([k])[0])
-        value = float(losses[number])
-        out[name] = {"measured": measured, "model": model_pattern, "tilt": tilt, "index": k, "loss": value}
+    """The patterns that fit worst and in the middle and an even choice of each tilt, measured and modelled."""
+    series, losses = context.series, []
+    for tilt in range(len(series)):
+        parts = torch.arange(len(series[tilt])).split(256)
+        values = [loss(model.predict(tilt, part), reader(tilt, part))[0].cpu() for part in parts]
+        losses.append(torch.cat(values).numpy())
+    chosen, out = choose_patterns(losses, [t.scan_shape for t in series]), {}
+    for tilt in range(len(series)):
+        mine = {name: k for name, (number, k) in chosen.items() if number == tilt}
+        index = list(mine.values())
+        models = from_fft_order(model.predict(tilt, torch.tensor(index)), series[tilt].pattern_shape).cpu()
+        for name, k, modelled, measured in zip(
+            mine, index, models, series[tilt].patterns(index), strict=True
+        ):
+            value = float(losses[tilt][k])
+            out[name] = {"measured": measured, "model": modelled, "tilt": tilt, "index": k, "loss": value}
     write_patterns(context.folder / "patterns.h5", out)
 
 

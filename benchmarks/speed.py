@@ -64,9 +64,9 @@ What then is left over the FFTs is mostly the exit waves, written on the way for
 when they have left the cache. On a busy machine the figures of one size move by a tenth from run to run.
 
 Tried without gain: transforms with `out=` (a copy inside), strided transforms of columns (faster at 64,
-slower at 128), rows padded against shared cache lines (one more copy), propagation as two matrix products (40 us a
-wave at 64 x 64, against 17 us by transforms), exit waves written to memory kept for them, touching them
-ahead of their use, and real in place of complex products in torch. `torch.compile` needs a compiler.
+slower at 128), rows padded against shared cache lines (one more copy), propagation as two matrix products
+(40 us a wave at 64 x 64, against 17 us by transforms), exit waves written to memory kept for them, touching
+them ahead of their use, and real in place of complex products in torch. `torch.compile` needs a compiler.
 
 ## Turning and binning the volume
 
@@ -81,14 +81,15 @@ weights are the price of sharpness. Most of the rest is phi, three Fourier shear
 every batch; a gradient by shears of its own, and matrices kept for a visit of the tilt, have already halved
 it. Making the matrices of a new theta is not in these figures; it takes about as long as two turns by theta,
 once a visit. A volume of the paper's size asks for larger batches: its turn costs as much as some hundred
-patterns, and a tilt has 48,400. What would remove phi: with `Rz Ry Rx = Rz' Rx' Ry'`, theta acts first and phi
-on the few binned slices. That is exact in the plane, but moves matter along the beam by phi times y, a
-tenth of an angstrom here.
+patterns, and a tilt has 48,400. What would remove phi: with `Rz Ry Rx = Rz' Rx' Ry'`, theta acts first and
+phi on the few binned slices. That is exact in the plane, but leaves out that matter moves along the beam by
+phi times y, a tenth of an angstrom here.
 
 ## Other packages
 
 One iteration over 20 x 20 patterns of 64 x 64, 3 modes, 8 slices, batches of 64, single precision; object and
-probe are refined. Aim: at most half the time of the fastest. Regularisation and constraints are off or not timed.
+probe are refined. Aim: at most half the time of the fastest. Regularisation and constraints are off or not
+timed. (PtyRAD ran under Python 3.11, the quotes of one string in its plots changed.)
 
 {peers}
 

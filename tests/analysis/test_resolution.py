@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from petomo.analysis.resolution import (
+    directional_correlations,
     fourier_shell_correlation,
     information_threshold,
+    missing_wedge,
+    power_in_region,
     radial_power_spectrum,
     taper,
 )
@@ -124,3 +127,92 @@ def test_shells_of_few_coefficients_do_not_end_the_curve():
     assert curve.count[0] < 6
     assert curve.correlation[0] < curve.half_bit[0]
     assert curve.crossing("half_bit") is None
+
+
+def _mirrored(region, shape):
+    """A mask of rfftn coefficients as one of all coefficients."""
+    full = np.zeros(shape, bool)
+    half = shape[-1] // 2 + 1
+    full[..., :half] = region
+    index = np.ix_(*(-np.arange(n) % n for n in shape))
+    return full | full[index]
+
+
+def test_the_missing_wedge_is_what_no_projection_measures():
+    tilts = np.deg2rad(np.linspace(-35, 50, 60))
+    wedge = _mirrored(missing_wedge(SHAPE, VOXEL, tilts[0], tilts[-1]), SHAPE)
+    qz, _, qx = np.meshgrid(*(np.fft.fftfreq(n, p) for n, p in zip(SHAPE, VOXEL, strict=True)), indexing="ij")
+    # a tilt by theta takes q to the lab; the projection holds what then has no component along the beam
+    along = np.array([-np.sin(t) * qx + np.cos(t) * qz for t in tilts])
+    crossed = (along.min(axis=0) <= 0) & (along.max(axis=0) >= 0)
+    np.testing.assert_array_equal(wedge, ~crossed)
+    assert 0.2 < wedge.mean() < 0.8
+
+
+def test_a_margin_keeps_away_from_the_last_measured_planes():
+    low, high = np.deg2rad((-40.0, 30.0))
+    bare, clear = (missing_wedge(SHAPE, VOXEL, low, high, margin) for margin in (0.0, 0.2))
+    assert clear.sum() < bare.sum()
+    assert not (clear & ~bare).any()
+    qz, _, qx = np.meshgrid(*(np.fft.fftfreq(n, p) for n, p in zip(SHAPE, VOXEL, strict=True)), indexing="ij")
+    distance = np.minimum(
+        np.abs(-np.sin(low) * qx + np.cos(low) * qz), np.abs(-np.sin(high) * qx + np.cos(high) * qz)
+    )
+    half = distance[..., : SHAPE[-1] // 2 + 1]
+    steep = np.abs(qz[..., : SHAPE[-1] // 2 + 1]) > np.abs(qx[..., : SHAPE[-1] // 2 + 1])
+    assert half[clear & steep].min() > 0.2
+
+
+def test_a_full_range_misses_nothing():
+    assert not missing_wedge(SHAPE, VOXEL, -np.pi / 2, np.pi / 2).any()
+
+
+def _without_wedge(volume, region):
+    spectrum = np.fft.rfftn(volume)
+    return np.fft.irfftn(np.where(region, 0, spectrum), s=volume.shape, axes=(0, 1, 2))
+
+
+def test_power_in_the_wedge_tells_signal_from_noise():
+    truth = _noise(3)
+    region = missing_wedge(SHAPE, VOXEL, *np.deg2rad((-45, 45)))
+    band = (0.2, 0.9)
+
+    def power(volume):
+        return power_in_region(volume, truth, VOXEL, region, band)
+
+    same = power(2.5 * truth)
+    assert (same.filled, same.recovered, same.elsewhere) == pytest.approx((1, 1, 1))
+    assert 0.3 < same.truth_share < 0.5  # a quarter of a turn of white noise, less q_x = q_z = 0
+    empty = power(_without_wedge(truth, region))
+    assert (empty.filled, empty.recovered) == pytest.approx((0, 0), abs=0.02)
+    assert empty.elsewhere == pytest.approx(1)
+    outside = _without_wedge(truth, region)
+    artefacts = power(outside + _noise(4) - _without_wedge(_noise(4), region))
+    assert artefacts.filled == pytest.approx(1, abs=0.2)
+    assert artefacts.recovered < 0.02
+    # a tenth of the power with the right phase everywhere is still all of the signal
+    faint = power(outside + 0.1**0.5 * (truth - outside))
+    assert faint.filled == pytest.approx(0.1)
+    assert faint.recovered == pytest.approx(1)
+
+
+def test_a_region_restricts_the_correlation():
+    truth = _noise(5)
+    region = missing_wedge(SHAPE, VOXEL, *np.deg2rad((-45, 45)))
+    half = _without_wedge(truth, region)
+    outside = fourier_shell_correlation(truth, half, VOXEL, region=~region)
+    np.testing.assert_allclose(outside.correlation, 1)
+    inside = fourier_shell_correlation(truth, truth, VOXEL, region=region)
+    assert inside.count.sum() + outside.count.sum() == pytest.approx(
+        fourier_shell_correlation(truth, half, VOXEL).count.sum(), abs=2
+    )
+
+
+def test_directional_correlations_see_a_blur_along_one_axis():
+    volume = _noise(6, (40, 36, 44))
+    q = np.fft.fftfreq(40, 0.4)
+    noise = np.fft.ifftn(np.fft.fftn(_noise(7, volume.shape)) * (8 * np.abs(q) ** 2)[:, None, None]).real
+    curves = directional_correlations(volume, volume + noise, (0.4, 0.4, 0.35))
+    resolution = {name: curve.resolution(0.5) for name, curve in curves.items()}
+    assert resolution["z"] > 1.3 * resolution["x"]
+    assert resolution["y"] < 1.2 * resolution["x"]

@@ -120,6 +120,7 @@ def fourier_shell_correlation(
     *,
     direction: Sequence[float] | None = None,
     half_angle: float = np.pi / 9,
+    region: np.ndarray | None = None,
 ) -> ShellCorrelation:
     """Fourier shell correlation of two volumes, or ring correlation of two images.
 
@@ -135,6 +136,8 @@ def fourier_shell_correlation(
         (x, y[, z]): take only coefficients within ``half_angle`` (radian) of this axis.
     half_angle : float
         Half opening of that double cone in radian.
+    region : np.ndarray, optional
+        Bool: the coefficients of ``rfftn`` to take, such as `missing_wedge` gives.
 
     Raises
     ------
@@ -154,6 +157,8 @@ def fourier_shell_correlation(
         axis = np.asarray(direction, dtype=float)[::-1]
         along = sum(c * n for c, n in zip(q, axis / np.linalg.norm(axis), strict=True))
         use &= np.abs(along) >= np.cos(half_angle) * radius
+    if region is not None:
+        use &= region
     fa, fb = (np.asarray(fft.rfftn(v))[use] for v in (a, b))
     index, w = shell[use], np.broadcast_to(weight, a.shape[:-1] + weight.shape[-1:])[use]
 
@@ -166,6 +171,112 @@ def fourier_shell_correlation(
     correlation = np.divide(cross, power, out=np.zeros_like(cross), where=power > 0)
     frequency = shells(radius[use])[keep] / full[keep]
     return ShellCorrelation(frequency, correlation[keep], np.maximum(full[keep] / 2, 1))
+
+
+def directional_correlations(
+    a: ArrayLike, b: ArrayLike, voxel_size: VoxelSize, half_angle: float = np.pi / 9
+) -> dict[str, ShellCorrelation]:
+    """`fourier_shell_correlation` of two volumes in the cones about ``x``, ``y`` and ``z``."""
+    axes = {"x": (1, 0, 0), "y": (0, 1, 0), "z": (0, 0, 1)}
+    return {
+        name: fourier_shell_correlation(a, b, voxel_size, direction=axis, half_angle=half_angle)
+        for name, axis in axes.items()
+    }
+
+
+def missing_wedge(
+    shape: Sequence[int], voxel_size: VoxelSize, lowest: float, highest: float, margin: float = 0.0
+) -> np.ndarray:
+    """Coefficients of ``rfftn(volume)`` that no projection along the beam holds (Fourier slice theorem).
+
+    A tilt by theta about y measures the plane ``q_z = q_x tan(theta)``, all tilts of a range two sectors of
+    every plane (q_z, q_x); what is left is the missing wedge.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of the volume ``z y x``.
+    voxel_size : float or sequence of float
+        Angstrom, one number or one per axis in array order.
+    lowest, highest : float
+        Ends of the tilt range in radian.
+    margin : float
+        Distance in 1/angstrom to keep from the nearest measured plane. A specimen of extent D blurs its
+        transform by 1 / D.
+
+    Returns
+    -------
+    np.ndarray
+        Bool, shape of ``rfftn(volume)``.
+    """
+    (qz, qy, qx), _ = _half_space(shape, voxel_size)
+    angle = np.arctan2(qz, qx)
+    beyond = [np.abs((angle - end + np.pi / 2) % np.pi - np.pi / 2) for end in (lowest, highest)]
+    width = highest - lowest
+    outside = (angle - lowest) % np.pi > width
+    away = np.hypot(qz, qx) * np.sin(np.minimum(*beyond))
+    return np.broadcast_to(outside & (away > margin), np.broadcast_shapes(qz.shape, qy.shape, qx.shape))
+
+
+@dataclass(frozen=True)
+class RegionPower:
+    """How much of a true volume's power in a region of Fourier space another volume holds.
+
+    Parameters
+    ----------
+    truth_share : float
+        The region's share of the truth's power, within the band.
+    filled : float
+        The volume's power there over its power elsewhere, as a multiple of the truth's: 1 if the region is
+        as full as the rest, be it with signal or with artefacts.
+    recovered : float
+        Share of the truth's power there that the volume explains, with one scale for each shell:
+        ``sum max(FSC, 0)^2 P / sum P`` with P the truth's power of a shell.
+    elsewhere : float
+        The same share outside the region.
+    """
+
+    truth_share: float
+    filled: float
+    recovered: float
+    elsewhere: float
+
+
+def power_in_region(
+    volume: ArrayLike, truth: ArrayLike, voxel_size: VoxelSize, region: np.ndarray, band: tuple[float, float]
+) -> RegionPower:
+    """Power in a region of Fourier space, such as the missing wedge, against truth.
+
+    Parameters
+    ----------
+    volume, truth : array_like
+        Real volumes ``z y x`` in one frame.
+    voxel_size : float or sequence of float
+        Angstrom, one number or one per axis in array order.
+    region : np.ndarray
+        Bool, shape of ``rfftn(volume)``.
+    band : (float, float)
+        Lowest and highest ``|q|`` in 1/angstrom.
+    """
+    volume, truth = np.asarray(volume), np.asarray(truth)
+    q, weight = _half_space(truth.shape, voxel_size)
+    radius = np.sqrt(sum(c**2 for c in q))
+    inside = (radius >= band[0]) & (radius <= band[1])
+    shell = np.rint(radius / _shell_step(truth.shape, voxel_size)).astype(np.intp)
+    fv, ft = np.asarray(fft.rfftn(volume)), np.asarray(fft.rfftn(truth))
+    power, explained = {}, {}
+    for name, use in (("there", inside & region), ("elsewhere", inside & ~region)):
+        w, index = np.broadcast_to(weight, use.shape)[use], shell[use]
+        v, t, cross = (
+            np.bincount(index, weights=w * part)
+            for part in (np.abs(fv[use]) ** 2, np.abs(ft[use]) ** 2, np.real(fv[use] * ft[use].conj()))
+        )
+        power[name] = v.sum(), t.sum()
+        true = np.divide(np.maximum(cross, 0) ** 2, v, out=np.zeros_like(v), where=v > 0).sum()
+        explained[name] = float(true / t.sum())
+    (v_in, t_in), (v_out, t_out) = power["there"], power["elsewhere"]
+    filled = float(v_in / v_out / (t_in / t_out)) if v_out > 0 else 0.0
+    return RegionPower(float(t_in / (t_in + t_out)), filled, explained["there"], explained["elsewhere"])
 
 
 def radial_power_spectrum(volume: ArrayLike, voxel_size: VoxelSize) -> RadialSpectrum:

@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
             file["counts"] = COUNTS
             file.attrs.update(energy_ev=2e5, semiangle_mrad=25.0, scan_step_angstrom=1.5)
             file.attrs.update(detector_sampling_inv_angstrom=0.07, nominal_tilt_deg=10.0 * number)
-    (tmp_path / "run.yaml").write_text("data: {root: data}\nname: <i>small</i>\n")
+    (tmp_path / "run.yaml").write_text("data: {root: data}\nname: <i>small\n")
 
     def stage(name):
         def work(context):
@@ -119,6 +119,7 @@ def test_data_alone_go_with_the_defaults(folder, monkeypatch):
     assert [tilt.name for tilt in plan.series] == ["t1.h5"]
     assert plan.series[0].patterns([5]).shape == (1, 6, 6)
     assert any("e/A^2" in line for line in plan.check())
+    assert any("bright-field disk" in line for line in plan.check()), "findings, as `petomo check` has them"
     assert plan.facts()["tilts"] == 1
     run = plan.run("run", until="bright_field", quiet=True)
     assert run.config == plan.config

@@ -22,14 +22,14 @@ from rich.console import Console
 from petomo.analysis.notebook import plan_html
 from petomo.core.dataset import TiltSeries
 from petomo.core.errors import UserError
-from petomo.io.readers import open_tilt_series, validate_counts
+from petomo.io.readers import open_tilt_series
 from petomo.io.volumes import read_mrc
 from petomo.results import Run, Volume
 from petomo.workflow import runner
-from petomo.workflow.callbacks import Interrupted, Reporter
+from petomo.workflow.callbacks import Reporter
 from petomo.workflow.config import Config, load_config
-from petomo.workflow.context import RunContext, Stages
-from petomo.workflow.describe import facts, sentences, tilt_lines
+from petomo.workflow.describe import facts, sentences
+from petomo.workflow.diagnose import check
 
 _MRC = (".mrc", ".map", ".rec", ".st")
 
@@ -133,8 +133,7 @@ class Plan:
 
     def check(self) -> list[str]:
         """Read and validate all data; what ``petomo check`` says, a sentence an item."""
-        numbers = facts(self.series, self.config, validate_counts(self.series))
-        return [*tilt_lines(self.series, numbers), *sentences(numbers)]
+        return check(self.config).lines()
 
     def run(
         self,
@@ -163,19 +162,12 @@ class Plan:
         Interrupted
             If the user stopped it; calling `run` again goes on.
         """
-        folder, stages = Path(folder), runner.default_stages()
-        for name in filter(None, (until, start_from)):
-            if name not in stages:
-                raise UserError(f"{name}: there is no such stage; choose one of {', '.join(stages)}")
-        held: list[str] = []
+        folder = Path(folder)
         resume = start_from is None and (folder / "state.json").is_file()
         console = Console(stderr=True, quiet=quiet)
-        try:
-            limited = stages if until is None else _held_after(stages, until, held)
-            runner.run(self.config, folder, resume, start_from, limited, lambda path: Reporter(path, console))
-        except Interrupted:
-            if not held:
-                raise
+        runner.run(
+            self.config, folder, resume, start_from, None, lambda path: Reporter(path, console), until=until
+        )
         return Run(folder)
 
     def __repr__(self) -> str:
@@ -183,14 +175,3 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return plan_html(self.config.name, sentences(self.facts()))
-
-
-def _held_after(stages: Stages, until: str, held: list[str]) -> Stages:
-    """The same stages, where those after ``until`` stop the run and say so in ``held``."""
-
-    def hold(_context: RunContext) -> None:
-        held.append(until)
-        raise Interrupted(f"stopped after {until}, as asked")
-
-    names = list(stages)
-    return {name: stages[name] if names.index(name) <= names.index(until) else hold for name in names}

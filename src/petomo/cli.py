@@ -84,6 +84,7 @@ def run(
     start_from: Annotated[
         str | None, typer.Option("--from", help="Redo this stage and the later ones.")
     ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Stop after this stage.")] = None,
     live: Annotated[
         int | None,
         typer.Option("--live", min=0, max=65535, help="Port of a page that follows the run; 0: any."),
@@ -99,7 +100,7 @@ def run(
     folder = out or Path("runs") / settings.name
     try:
         with _followed(folder, live):
-            run_stages(settings, folder, resume, start_from)
+            run_stages(settings, folder, resume, start_from, until=until)
     except Interrupted as stop:
         typer.echo(f"petomo: {stop}", err=True)
         raise typer.Exit(130) from None

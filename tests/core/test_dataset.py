@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from petomo.core.dataset import ArraySource, FourDSTEM, TiltSeries, scan_positions
+from petomo.core.dataset import ArraySource, FourDSTEM, TiltSeries, mirrored, scan_positions
 
 
 class CountingSource:
@@ -53,17 +53,54 @@ def test_patterns_come_in_the_order_asked_for_as_electrons():
     assert data.patterns().shape == (6, 4, 5)
 
 
-@pytest.mark.parametrize(
-    "flip", [(u, left, t) for u in (False, True) for left in (False, True) for t in (False, True)]
-)
-def test_flips_in_their_order(flip):
-    data = dataset(flip=flip)
-    expected = data.source.array[2]
-    expected = np.flipud(expected) if flip[0] else expected
-    expected = np.fliplr(expected) if flip[1] else expected
-    expected = expected.T if flip[2] else expected
-    np.testing.assert_array_equal(data.patterns([2])[0], expected)
-    assert data.pattern_shape == expected.shape
+FLIPS = [(u, left, t) for u in (False, True) for left in (False, True) for t in (False, True)]
+
+
+@pytest.mark.parametrize("flip", FLIPS)
+@pytest.mark.parametrize("shape", [(5, 7), (4, 5), (6, 4)])
+def test_flips_turn_frequencies_about_the_middle_pixel(shape, flip):
+    """Every frequency lands where the mirrored one was, and zero stays at n // 2."""
+    ky, kx = np.meshgrid(*(np.arange(n) - n // 2 for n in shape), indexing="ij")
+    labels = np.stack([ky + 10 * kx + 100] * 6)  # every pixel says which frequency it is
+    data = dataset(ArraySource(labels), flip=flip)
+    out = data.patterns([2])[0]
+    assert out.shape == data.pattern_shape
+    assert out[out.shape[0] // 2, out.shape[1] // 2] == 100
+    ky, kx = np.meshgrid(*(np.arange(n) - n // 2 for n in out.shape), indexing="ij")
+    y, x = (kx, ky) if flip[2] else (ky, kx)
+    y, x = -y if flip[0] else y, -x if flip[1] else x
+    within = (y < (shape[0] + 1) // 2) & (x < (shape[1] + 1) // 2)  # the Nyquist frequency has one sign only
+    assert within.mean() > 0.5
+    np.testing.assert_array_equal(out[within], (y + 10 * x + 100)[within])
+
+
+def test_a_mirror_keeps_all_pixels_and_undoes_itself():
+    a = np.arange(60).reshape(3, 4, 5)
+    for axis in range(3):
+        once = mirrored(a, axis)
+        assert sorted(once.ravel()) == sorted(a.ravel())
+        np.testing.assert_array_equal(mirrored(once, axis), a)
+
+
+@pytest.mark.parametrize("flip", FLIPS)
+def test_bad_pixels_are_mended_and_masked_where_they_are_stored(flip):
+    array = np.full((6, 6, 9), 3.0)
+    good = dataset(ArraySource(array + np.arange(6)[:, None, None]), flip=flip)
+    assert good.bad_pixel_mask is None
+    array = good.source.array.copy()
+    array[:, 1, 2], array[:, 5, 8], array[:, 5, 7] = 900, np.nan, -4
+    spoilt = dataset(
+        ArraySource(array), flip=flip, counts_per_electron=2.0, bad_pixels=((1, 2), (5, 8), (5, 7))
+    )
+    np.testing.assert_array_equal(spoilt.patterns([4, 0]), good.patterns([4, 0]) / 2)
+    seen = dataset(ArraySource(array), flip=flip).patterns([0])[0] != 3
+    np.testing.assert_array_equal(spoilt.bad_pixel_mask, seen)
+
+
+def test_a_bad_pixel_without_good_neighbours_is_zero():
+    array = np.full((6, 2, 3), 7.0)
+    every = tuple((y, x) for y in range(2) for x in range(3))
+    assert not dataset(ArraySource(array), bad_pixels=every).patterns().any()
 
 
 def test_nyquist_is_the_detectors_edge():

@@ -75,7 +75,35 @@ def test_settings_fill_in_what_is_missing(tmp_path):
     assert tilt.detector_sampling == (0.06, 0.05), "a transposed pattern has its sampling transposed"
     assert tilt.scan_rotation == pytest.approx(math.pi / 2)
     assert tilt.defocus is None
-    np.testing.assert_array_equal(tilt.patterns([3]), COUNTS[0, 3][None, ::-1].transpose(0, 2, 1) / 2)
+    mirrored = COUNTS[0, 3][[0, 5, 4, 3, 2, 1]]  # 6 rows: about row 3
+    np.testing.assert_array_equal(tilt.patterns([3]), mirrored.T[None] / 2)
+
+
+def test_bad_pixels_are_counted_as_stored(tmp_path):
+    series_of(tmp_path)
+    assert opened(tmp_path)[0].bad_pixels == ()
+    assert opened(tmp_path, bad_pixels=[[2, 6], [0, 1]])[0].bad_pixels == ((2, 6), (0, 1))
+    cut = {
+        "pattern_centre": [2, 4.6],
+        "pattern_shape": [4, 5],
+        "bad_pixels": [[2, 5], [0, 3], [0, 2], [4, 5]],
+    }
+    tilt = opened(tmp_path, **cut)[0]
+    assert tilt.bad_pixels == ((2, 2), (0, 0)), "the beam's pixel is the middle one; others are cut off"
+    assert tilt.patterns().shape == (20, 4, 5)
+    for pixel in ([6, 0], [0, 7]):
+        with pytest.raises(UserError, match=r"tilt_00.h5: data.bad_pixels names .* have 6 x 7 pixels"):
+            opened(tmp_path, bad_pixels=[pixel])
+    with pytest.raises(UserError, match=r"names 24 of 42 detector pixels"):
+        opened(tmp_path, bad_pixels=[[y, x] for y in range(4) for x in range(6)])
+
+
+def test_a_pixel_named_bad_may_hold_anything(tmp_path):
+    counts = COUNTS.astype(np.float32)
+    counts[:, :, 1, 3] = np.nan
+    np.save(tmp_path / "a.npy", counts)
+    settings = GIVEN | {"tilts": "*.npy", "bad_pixels": [[1, 3]]}
+    assert np.isfinite(validate_counts(opened(tmp_path, **settings))).all()
 
 
 def test_the_three_ways_to_give_the_sampling(tmp_path):

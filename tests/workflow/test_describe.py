@@ -21,6 +21,7 @@ def test_derived_numbers():
     assert numbers["wavelength_angstrom"] == pytest.approx(0.0196875, rel=1e-4)
     assert numbers["k_max_per_angstrom"] == pytest.approx(1.0)
     assert numbers["pixel_angstrom"] == pytest.approx([0.5, 0.5])
+    assert numbers["stage_tilts_degree"] == pytest.approx(np.rad2deg([-0.5, 0.7]))
     assert numbers["nyquist_angstrom"] == pytest.approx(1.0)
     assert numbers["depth_of_field_angstrom"] == pytest.approx(0.0196875 / 0.02**2, rel=1e-4)
     assert numbers["bright_field_radius_pixels"] == pytest.approx(0.02 / 0.0196875 / 0.05, rel=1e-4)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from petomo.core.dataset import ArraySource, FourDSTEM, TiltSeries
+from petomo.core.dataset import ArraySource, FourDSTEM, TiltSeries, mirrored
 from petomo.io.readers import open_tilt_series, validate_counts
 from petomo.io.settings import DataSettings
 from petomo.simulation.acquisition import draw_truth, mean_patterns, tilt_generator
@@ -103,8 +103,8 @@ def stored_under(flip):
 
     def store(counts):
         counts = counts.transpose(0, 2, 1) if flip[2] else counts
-        counts = counts[:, :, ::-1] if flip[1] else counts
-        return np.ascontiguousarray(counts[:, ::-1] if flip[0] else counts)
+        counts = mirrored(counts, 2) if flip[1] else counts
+        return np.ascontiguousarray(mirrored(counts, 1) if flip[0] else counts)
 
     return store
 
@@ -186,8 +186,16 @@ def test_bad_pixels_are_found_where_they_are_stored(sound, flip):
             counts[:, y, x] = 0
         return counts
 
-    findings = found(changed(sound, spoil, flip=flip))
+    spoilt = changed(sound, spoil, flip=flip)
+    findings = found(spoilt)
     assert set(findings) == {"hot_pixels", "dead_pixels"}
+    for finding in findings.values():
+        assert finding.keys == {"data.bad_pixels": sorted(hot + dead)}
+        assert f"set data.bad_pixels: {sorted(hot + dead)}" in finding.action
+    assert found(changed(spoilt, bad_pixels=tuple(map(tuple, hot + dead)))) == {}
+    (left,) = found(changed(spoilt, bad_pixels=tuple(map(tuple, hot)))).values()
+    assert left.measured["pixels"] == dead
+    assert left.keys == {"data.bad_pixels": sorted(hot + dead)}, "those named already stay in the list"
     assert findings["hot_pixels"].measured["pixels"] == hot
     assert findings["dead_pixels"].measured["pixels"] == dead
     assert "3 detector pixel(s) are hot" in str(findings["hot_pixels"])

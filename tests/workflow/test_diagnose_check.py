@@ -98,6 +98,25 @@ def test_the_suggested_centre_counts_pixels_as_stored(folder, flip):
     assert check(load_config("run.yaml", settings)).diagnosis.findings == ()
 
 
+@pytest.mark.parametrize("flip", [(False, False, False), (True, False, True)])
+def test_suggestions_count_pixels_as_stored_in_windows_too(folder, flip):
+    """Of patterns cut out around a beam one pixel from where the settings say, and with a hot pixel."""
+    for number in range(3):
+        write_tilt(folder / f"t{number}.h5", 10.0 * number, (2, -3))
+        with h5py.File(folder / f"t{number}.h5", "r+") as file:
+            file["counts"][:, :, 9, 11] += 200
+    settings = [
+        f"data.flip={json.dumps(flip)}",
+        "data.pattern_centre=[16, 13]",
+        "data.pattern_shape=[26, 27]",
+    ]
+    findings = {f.kind: f for f in check(load_config("run.yaml", settings)).diagnosis.findings}
+    assert findings["beam_centre"].keys == {"data.pattern_centre": [17, 14]}
+    assert findings["hot_pixels"].keys == {"data.bad_pixels": [[9, 11]]}
+    settings = [*settings, "data.pattern_centre=[17, 14]", "data.bad_pixels=[[9, 11]]"]
+    assert check(load_config("run.yaml", settings)).diagnosis.findings == ()
+
+
 def test_an_unusable_series_exits_2_after_saying_why(folder, petomo):
     for number in range(3):
         write_tilt(folder / f"t{number}.h5", 10.0 * number, detector_sampling_inv_angstrom=0.9)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -149,6 +150,22 @@ def test_the_loss_is_blind_beyond_the_detector(name):
     assert (
         make_loss(SimpleNamespace(series=whole, device=CPU), plan_grids(whole, Config()), name).mask is None
     )
+
+
+@pytest.mark.parametrize("flip", [(False, False, False), (True, False, True)])
+@pytest.mark.parametrize("shape", [(12, 12), (10, 14)])
+def test_the_loss_is_blind_to_bad_pixels(shape, flip):
+    data = series(shape)
+    bad = tuple(replace(tilt, bad_pixels=((2, 3), (5, 7)), flip=flip) for tilt in data)
+    data = TiltSeries(bad)
+    grids = plan_grids(data, Config())
+    mask = make_loss(SimpleNamespace(series=data, device=CPU), grids, "amplitude").mask
+    assert int(mask.sum()) == shape[0] * shape[1] - 2
+    marked = np.ones((1, *shape), np.float32)
+    marked[0, 2, 3] = marked[0, 5, 7] = 0
+    tilt = replace(data[0], source=ArraySource(np.repeat(marked, len(data[0]), 0)), bad_pixels=())
+    seen = PatternReader(TiltSeries((tilt,)), grids.window.shape, CPU)(0, torch.tensor([0]))[0]
+    assert torch.equal(mask, seen > 0)
 
 
 def test_number_types():

@@ -152,6 +152,32 @@ def test_redoing_from_a_stage(config, tmp_path):
     assert results(tmp_path / "run") == whole, "nothing left to do changes nothing"
 
 
+def test_stopping_after_a_stage_and_going_on(config, tmp_path):
+    run(config(), tmp_path / "whole", stages=stages())
+    out, first = tmp_path / "run", stages()
+    run(config(), out, stages=first, until="ptychography")
+    assert [stage.calls for stage in first.values()] == [1, 1, 0, 0]
+    assert results(out)[2] == ["bright_field", "ptychography"]
+    log = (out / "run.log").read_text()
+    assert f"stopped after ptychography, as asked; go on with: petomo run {out}/config.yaml --resume" in log
+    for until, calls in (("end_to_end", [0, 0, 1, 0]), ("bright_field", [0] * 4), (None, [0, 0, 0, 1])):
+        again = stages()
+        run(config(), out, resume=True, stages=again, until=until)
+        assert [stage.calls for stage in again.values()] == calls
+    assert results(out) == results(tmp_path / "whole")
+
+
+def test_until_needs_a_stage_that_comes(config, tmp_path):
+    with pytest.raises(UserError, match=r"--until atoms: there is no such stage; choose one of bright_field"):
+        run(config(), tmp_path / "run", stages=stages(), until="atoms")
+    assert not (tmp_path / "run").exists()
+    run(config(), tmp_path / "run", stages=stages())
+    before = results(tmp_path / "run")
+    with pytest.raises(UserError, match=r"--until ptychography: .* comes before --from end_to_end"):
+        run(config(), tmp_path / "run", stages=stages(), start_from="end_to_end", until="ptychography")
+    assert results(tmp_path / "run") == before
+
+
 @pytest.mark.parametrize(
     ("override", "options", "key"),
     [

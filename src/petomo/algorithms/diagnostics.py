@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage, signal
 
+from petomo.core.bad_pixels import mend
 from petomo.core.dataset import FourDSTEM
 
 _PARTS = 4
@@ -75,18 +76,6 @@ def survey_tilt(tilt: FourDSTEM, max_patterns: int = 16384, block_bytes: int = 2
     return TiltSurvey(sums, places, len(index), peak, hits)
 
 
-def mend(patterns: np.ndarray, bad: np.ndarray) -> np.ndarray:
-    """Patterns ``(k, ky, kx)``, each bad pixel replaced by the median of good ones up to 2 pixels away."""
-    if not bad.any():
-        return patterns
-    out, padded = patterns.copy(), np.pad(~bad, 2)
-    for y, x in np.argwhere(bad):
-        near = np.argwhere(padded[y : y + 5, x : x + 5]) + np.array([y - 2, x - 2])
-        if len(near):
-            out[:, y, x] = np.median(patterns[:, near[:, 0], near[:, 1]], axis=1)
-    return out
-
-
 def bad_pixels(tilts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Hot and dead pixels ``(ky, kx)``, judged from the summed patterns ``(ky, kx)`` of all tilts together.
 
@@ -108,10 +97,13 @@ def bad_pixels(tilts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bright_neighbours(image: np.ndarray) -> np.ndarray:
-    """Third highest value among the 24 pixels around each: hot pairs do not hide each other."""
+    """Third highest value among the 24 pixels around each: hot pairs do not hide each other.
+
+    Opposite edges are neighbours, since a mirrored pattern of an even size keeps its first line there.
+    """
     around = np.ones((5, 5), bool)
     around[2, 2] = False
-    return ndimage.rank_filter(image, rank=-3, footprint=around, mode="constant")
+    return ndimage.rank_filter(image, rank=-3, footprint=around, mode="wrap")
 
 
 def _between(image: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from petomo.core.bad_pixels import mend
 from petomo.core.errors import UserError
 
 
@@ -64,6 +65,16 @@ def scan_positions(
     return grid @ torch.tensor([[c, s], [-s, c]], dtype=torch.float64)
 
 
+def mirrored(patterns: np.ndarray, axis: int) -> np.ndarray:
+    """Patterns mirrored about the zero frequency, pixel ``n // 2``, which stays where it is.
+
+    A plain flip would move it to ``n // 2 - 1`` where ``n`` is even; there the first pixel, the Nyquist
+    frequency of both signs, keeps its place.
+    """
+    out = np.flip(patterns, axis)
+    return out if patterns.shape[axis] % 2 else np.roll(out, 1, axis)
+
+
 @dataclass(frozen=True)
 class FourDSTEM:
     """One tilt: diffraction patterns on a scan grid, with their calibration.
@@ -89,7 +100,10 @@ class FourDSTEM:
     counts_per_electron : float
         Detector gain; `patterns` returns electrons.
     flip : (bool, bool, bool)
-        Flip the patterns up-down, left-right, then transpose, in that order.
+        Mirror the patterns up-down, left-right (see `mirrored`), then transpose, in that order.
+    bad_pixels : tuple of (int, int)
+        Pixels (ky, kx) of the source's patterns that measured nothing. `patterns` has them mended, and
+        `bad_pixel_mask` says where they are, so that a loss can leave them out.
     name : str
         For messages: the file or key it came from.
     """
@@ -106,6 +120,7 @@ class FourDSTEM:
     counts_per_electron: float = 1.0
     flip: tuple[bool, bool, bool] = (False, False, False)
     name: str = ""
+    bad_pixels: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self):
         k = self.scan_shape[0] * self.scan_shape[1]
@@ -131,19 +146,31 @@ class FourDSTEM:
         return (1 / (ky * dy), 1 / (kx * dx))
 
     def patterns(self, indices: np.ndarray | Sequence[int] | slice | None = None) -> np.ndarray:
-        """Electrons per pixel, float32 ``(k, ky, kx)``, centred, flips applied; only these are read."""
+        """Electrons per pixel, float32 ``(k, ky, kx)``, centred, flips applied; only these are read.
+
+        Bad pixels are replaced by the median of their neighbours.
+        """
         if indices is None:
             indices = slice(None)
         index = np.arange(len(self))[indices] if isinstance(indices, slice) else np.asarray(indices)
-        out = self._read(index)
+        out = self._flipped(self._read(index))
+        out = np.ascontiguousarray(out, dtype=np.float32) / np.float32(self.counts_per_electron)
+        return out if self.bad_pixel_mask is None else mend(out, self.bad_pixel_mask)
+
+    @property
+    def bad_pixel_mask(self) -> np.ndarray | None:
+        """True where the detector measures nothing, ``(ky, kx)`` with flips applied; None if all are good."""
+        if not self.bad_pixels:
+            return None
+        mask = np.zeros((1, *self.source.shape[1:]), bool)
+        mask[0, *np.transpose(self.bad_pixels)] = True
+        return self._flipped(mask)[0]
+
+    def _flipped(self, patterns: np.ndarray) -> np.ndarray:
         up_down, left_right, transpose = self.flip
-        if up_down:
-            out = out[:, ::-1]
-        if left_right:
-            out = out[:, :, ::-1]
-        if transpose:
-            out = out.transpose(0, 2, 1)
-        return np.ascontiguousarray(out, dtype=np.float32) / np.float32(self.counts_per_electron)
+        patterns = mirrored(patterns, 1) if up_down else patterns
+        patterns = mirrored(patterns, 2) if left_right else patterns
+        return patterns.transpose(0, 2, 1) if transpose else patterns
 
     def _read(self, index: np.ndarray) -> np.ndarray:
         """Patterns as stored; a file that went bad since it was opened is told in a sentence."""

@@ -157,7 +157,31 @@ def open_tilt(path: Path, data: DataSettings, stage_tilt_degree: float | None) -
         counts_per_electron=data.counts_per_electron,
         flip=data.flip,
         name=path.name,
+        bad_pixels=_bad_pixels(data, path, source, part.shape if part else source.shape),
     )
+
+
+def _bad_pixels(
+    data: DataSettings, path: Path, source: Source, shape: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    """``data.bad_pixels`` where they lie in patterns cut to ``shape`` (k, ky, kx)."""
+    stored, kept = source.shape[1:], []
+    centre = data.pattern_centre or tuple(n // 2 for n in stored)
+    for pixel in data.bad_pixels:
+        if any(p >= n for p, n in zip(pixel, stored, strict=True)):
+            raise UserError(
+                f"{path}: data.bad_pixels names {list(pixel)}, but the patterns have {stored[0]} x "
+                f"{stored[1]} pixels, counted from 0 as [ky, kx]; correct data.bad_pixels"
+            )
+        y, x = (p - math.floor(c + 0.5) + n // 2 for p, c, n in zip(pixel, centre, shape[1:], strict=True))
+        if 0 <= y < shape[1] and 0 <= x < shape[2]:
+            kept.append((y, x))
+    if 2 * len(set(kept)) > (every := math.prod(shape[1:])):
+        raise UserError(
+            f"{path}: data.bad_pixels names {len(set(kept))} of {every} detector pixels, which leaves "
+            "too little to reconstruct from; name only those that are broken"
+        )
+    return tuple(kept)
 
 
 def open_tilt_series(data: DataSettings) -> TiltSeries:

@@ -95,6 +95,10 @@ class DataSettings(Section):
         default=None,
         description="real-space pixel 1 / (n dk) of the patterns as stored, [y, x] or one number",
     )
+    bad_pixels: list[tuple[NonNegativeInt, NonNegativeInt]] = Field(
+        default=[],
+        description="[ky, kx] detector pixels as stored, before flips, that no loss counts: [[3, 7], [3, 8]]",
+    )
     counts_per_electron: PositiveFloat = Field(default=1.0, description="detector gain")
     defocus_angstrom: float | None = Field(
         default=None, description="first guess in angstrom, positive = underfocus (C10 = -defocus)"

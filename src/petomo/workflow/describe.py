@@ -71,6 +71,7 @@ def facts(series: TiltSeries, config: Config, electrons: Sequence[float] | None 
     out: dict[str, Any] = {
         "tilts": len(series),
         "stage_tilt_degree": [min(angles), max(angles)],
+        "stage_tilts_degree": angles,
         "scan_shape": list(first.scan_shape),
         "scan_step_angstrom": list(first.scan_step),
         "pattern_shape": list(first.pattern_shape),

@@ -9,8 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from petomo.core.dataset import FourDSTEM
+from petomo.core.dataset import FourDSTEM, mirrored
 from petomo.workflow.measures import Measures, TiltMeasures
+
+_MOST_PIXELS = 20
+"""Bad pixels that a sentence lists."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +74,37 @@ def unusable(found: Measures) -> list[Finding]:
     ]
 
 
-def _as_stored(image: np.ndarray, flip: tuple[bool, bool, bool]) -> np.ndarray:
-    """Undo `FourDSTEM.flip`."""
-    image = image.T if flip[2] else image
-    image = image[:, ::-1] if flip[1] else image
-    return image[::-1] if flip[0] else image
+def _stored_pixels(mask: np.ndarray, tilt: FourDSTEM) -> list[list[int]]:
+    """Where the pixels of a mask ``(ky, kx)`` lie in the file: `FourDSTEM.flip` and the window undone."""
+    mask = mask.T if tilt.flip[2] else mask
+    mask = mirrored(mask, 1) if tilt.flip[1] else mask
+    mask = mirrored(mask, 0) if tilt.flip[0] else mask
+    stored, centre = _stored_shape_and_centre(tilt)
+    move = np.array(centre) - np.array(mask.shape) // 2
+    places = np.argwhere(mask) + move
+    return places[((places >= 0) & (places < stored)).all(1)].tolist()
+
+
+def _stored_shape_and_centre(tilt: FourDSTEM) -> tuple[list[int], list[int]]:
+    """Shape of the patterns in the file, and the pixel there that is read as the middle one."""
+    window, stored = getattr(tilt.source, "window", None), getattr(tilt.source, "source", tilt.source)
+    shape = list(stored.shape[1:])
+    centre = getattr(window, "centre", None) or [n // 2 for n in shape]
+    return shape, [math.floor(c + 0.5) for c in centre]
 
 
 def bad_pixels(found: Measures) -> list[Finding]:
-    """Hot and dead pixels, where they are in the files."""
-    out = []
+    """Hot and dead pixels, where they are in the files, and the key that leaves them out."""
+    first, out = found.series[0], []
+    known = first.bad_pixel_mask
+    bad = found.hot | found.dead if known is None else found.hot | found.dead | known
+    every = _stored_pixels(bad, first)
+    shown = f": {every}" if len(every) <= _MOST_PIXELS else f" to the {len(every)} that --json lists"
     for kind, mask, words in (
         ("hot_pixels", found.hot, "are hot, more than twice as bright as what is around"),
         ("dead_pixels", found.dead, "are dead, dark between lit ones"),
     ):
-        where = [[int(y), int(x)] for y, x in np.argwhere(_as_stored(mask, found.series[0].flip))]
+        where = _stored_pixels(mask, first)
         if where:
             places = listed([f"[{y}, {x}]" for y, x in where])
             out.append(
@@ -93,8 +112,8 @@ def bad_pixels(found: Measures) -> list[Finding]:
                     kind,
                     "warning",
                     f"{len(where)} detector pixel(s) {words}: [ky, kx] as stored {places}",
-                    "replace them in the files by the median of their neighbours",
-                    {},
+                    f"set data.bad_pixels{shown}",
+                    {"data.bad_pixels": every},
                     measured={"pixels": where},
                 )
             )
@@ -196,8 +215,7 @@ def _stored_centre(tilt: FourDSTEM, offset: np.ndarray) -> list[int]:
     """``data.pattern_centre`` that brings a disk found at ``offset`` (y, x) to the middle."""
     y, x = offset[::-1] if tilt.flip[2] else offset
     moved = (-y if tilt.flip[0] else y, -x if tilt.flip[1] else x)
-    window, stored = getattr(tilt.source, "window", None), getattr(tilt.source, "source", tilt.source)
-    now = getattr(window, "centre", None) or [n // 2 for n in stored.shape[1:]]
+    _, now = _stored_shape_and_centre(tilt)
     return [math.floor(c + m + 0.5) for c, m in zip(now, moved, strict=True)]
 
 

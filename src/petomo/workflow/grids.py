@@ -168,11 +168,13 @@ class PatternReader:
 
 
 def make_loss(context: RunContext, grids: Grids, name: str):
-    """The loss a stage's configuration names, blind beyond the recorded detector."""
-    recorded, shape = context.series[0].pattern_shape, grids.window.shape
+    """The loss a stage's configuration names, blind beyond the recorded detector and to its bad pixels."""
+    first, shape = context.series[0], grids.window.shape
+    recorded, bad = first.pattern_shape, first.bad_pixel_mask
     mask = None
-    if recorded != tuple(shape):
-        mask = detector_mask(recorded, (shape[0], shape[1])).to(context.device)
+    if bad is not None or recorded != tuple(shape):
+        pixels = None if bad is None else torch.from_numpy(np.ascontiguousarray(bad))
+        mask = detector_mask(recorded, (shape[0], shape[1]), pixels).to(context.device)
     return LOSSES[name](mask=mask)
 
 

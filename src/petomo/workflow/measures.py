@@ -16,13 +16,13 @@ from petomo.algorithms.diagnostics import (
     bad_pixels,
     descan_drift,
     fit_disk,
-    mend,
     radial_profile,
     saturation,
     survey_tilt,
 )
 from petomo.algorithms.diagnostics_orientation import Orientation, detrended, find_orientation
 from petomo.algorithms.diagnostics_tilts import aligned_image, tilt_correlations
+from petomo.core.bad_pixels import mend
 from petomo.core.dataset import ArraySource, FourDSTEM, TiltSeries
 from petomo.core.electron import mrad_to_inverse_angstrom, wavelength
 
@@ -146,6 +146,7 @@ def _stack(tilt: FourDSTEM, bad: np.ndarray, disk: Disk | None) -> BrightFieldSt
         scan_shape=(len(rows[0]), len(rows[1])),
         flip=(False, False, False),
         counts_per_electron=1.0,
+        bad_pixels=(),
     )
     block = max(1, _BLOCK_BYTES // (4 * math.prod(tilt.pattern_shape)))
     return detrended(bright_field_stack(part, part, max_pixels=100, block=block))
@@ -161,7 +162,7 @@ def measure(series: TiltSeries, on_tilt: Callable[[int, int], None] | None = Non
     on_tilt : callable, optional
         Called with (tilts done, tilts in all).
     """
-    begin = time.perf_counter()
+    begin, given = time.perf_counter(), series
     series = _held(series)
     tilts: list[TiltMeasures] = []
     for number, tilt in enumerate(series):
@@ -184,7 +185,7 @@ def measure(series: TiltSeries, on_tilt: Callable[[int, int], None] | None = Non
             orientation = find_orientation(stacks)
             correlations = _correlations(series, stacks, orientation)
     return Measures(
-        series, tuple(tilts), hot, dead, orientation, correlations, trouble, time.perf_counter() - begin
+        given, tuple(tilts), hot, dead, orientation, correlations, trouble, time.perf_counter() - begin
     )
 
 

@@ -100,6 +100,7 @@ def run(
     start_from: str | None = None,
     stages: Stages | None = None,
     reporter: Callable[[Path], Reporter] = Reporter,
+    until: str | None = None,
 ) -> None:
     """Run the stages that are left to do.
 
@@ -117,6 +118,8 @@ def run(
         Stage names to functions, in order; default ``petomo.workflow.stages.STAGES``.
     reporter : callable, optional
         Makes the reporter for the run folder.
+    until : str, optional
+        Last stage to run; the folder can be gone on with later.
 
     Raises
     ------
@@ -127,6 +130,7 @@ def run(
     """
     stages = default_stages() if stages is None else stages
     folder = Path(out_dir)
+    wanted = _stages_until(stages, start_from, until)
     holds_run = check_target(folder, stages, resume, start_from)
     series, device = open_input(config)
     electrons = None if holds_run and _has_input(folder) else validate_counts(series)
@@ -142,11 +146,30 @@ def run(
                 if electrons is not None:
                     context.summarise(name=config.name, petomo=__version__, torch=torch.__version__,
                                       input=facts(series, config, electrons))  # fmt: skip
-                _run_stages(context, stages, state)
+                _run_stages(context, {name: stages[name] for name in wanted}, state)
+                if any(name not in state.finished for name in stages):
+                    report.log(f"stopped after {until}, as asked; go on with: {_command(folder)}")
     except PermissionError as error:
         raise UserError(f"{error.filename}: this cannot be written; choose another --out") from error
     except OSError as error:
         raise write_failure(error.filename or folder, error) or error from error
+
+
+def _stages_until(stages: Stages, start_from: str | None, until: str | None) -> list[str]:
+    """Names of the stages up to ``until``."""
+    names = list(stages)
+    if until is None:
+        return names
+    if until not in stages:
+        raise UserError(f"--until {until}: there is no such stage; choose one of {', '.join(names)}")
+    if start_from in names and names.index(start_from) > names.index(until):
+        raise UserError(f"--until {until}: this stage comes before --from {start_from}; name a later one")
+    return names[: names.index(until) + 1]
+
+
+def _command(folder: Path, how: str = "--resume") -> str:
+    """How to go on with the run in a folder."""
+    return f"petomo run {folder / 'config.yaml'} {how} --out {folder}"
 
 
 def _has_input(folder: Path) -> bool:
@@ -213,11 +236,10 @@ def _run_stages(context: RunContext, stages: Stages, state: State) -> None:
 
 def _run_stage(context: RunContext, name: str, stage: Callable[[RunContext], None]) -> None:
     """One stage, its failures told with its name and how to go on."""
-    config, out = context.folder / "config.yaml", context.folder
     try:
         stage(context)
     except Interrupted as stop:
-        raise Interrupted(f"{stop}; resume with: petomo run {config} --resume --out {out}") from None
+        raise Interrupted(f"{stop}; resume with: {_command(context.folder)}") from None
     except Exception as error:
         LOG.debug("%s: failed", name, exc_info=True)  # into run.log; the console gets one sentence
         if isinstance(error, OSError):
@@ -225,7 +247,6 @@ def _run_stage(context: RunContext, name: str, stage: Callable[[RunContext], Non
         error = memory_error(error) or error
         if isinstance(error, UserError):
             how = f"--from {name}" if isinstance(error, WrongNumbers) else "--resume"
-            raise UserError(
-                f"{name}: {error}; once that is mended, go on with: petomo run {config} {how} --out {out}"
-            ) from error
+            how = _command(context.folder, how)
+            raise UserError(f"{name}: {error}; once that is mended, go on with: {how}") from error
         raise

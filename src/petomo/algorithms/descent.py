@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from petomo.algorithms.descent_options import DescentOptions
+from petomo.algorithms.descent_work import Work
 from petomo.algorithms.refinement import refine_geometry
 from petomo.algorithms.status import Status
-from petomo.core.errors import WrongNumbers
+from petomo.core.errors import UserError, WrongNumbers
+from petomo.core.parallel import ALONE, Team
 from petomo.core.pose import rotation_matrices
 from petomo.models.ptycho_tomography import PtychoTomography
 from petomo.models.ptychography import Ptychography
@@ -41,6 +43,7 @@ def reconstruct(
     options: DescentOptions,
     regularizers: Sequence | Callable[[int], Sequence] = (),
     state: dict | None = None,
+    team: Team = ALONE,
 ) -> Iterator[Status]:
     """Run Algorithm 1 or 3 on ``model`` in place, yielding after every pass.
 
@@ -59,9 +62,14 @@ def reconstruct(
         ``filter_`` after each pass, ``filter_gradient`` before each volume step.
     state : dict, optional
         ``Status.state`` of an earlier pass: go on from there, to the same result as without the stop.
+    team : Team
+        Processes that share every batch, all called with the same model and options: they come to the same
+        result, that of one process but for rounding.
 
     Raises
     ------
+    UserError
+        If there are more processes than a batch has patterns or the volume planes.
     WrongNumbers
         If plain gradient descent diverges.
 
@@ -72,12 +80,13 @@ def reconstruct(
         tenth worse is undone, unless ``solver`` is ``"sgd"``, and all that follow take half the step
         (``extras["undone"]``).
     """
-    work = _Work(model, options, state)
+    _refuse_too_many(model, options, team)
+    work = Work(model, options, state)
     for iteration in range(work.finished, options.iterations):
         before, total, count = work.snapshot(), 0.0, 0
         terms = regularizers(iteration) if callable(regularizers) else regularizers
         for tilt in torch.randperm(len(model.positions), generator=work.generator).tolist():
-            visit = _visit(model, read, loss, options, terms, work, iteration, tilt)
+            visit = _visit(model, read, loss, options, terms, work, iteration, tilt, team)
             total, count = total + visit, count + len(model.positions[tilt])
             if not math.isfinite(total):
                 break
@@ -95,100 +104,40 @@ def reconstruct(
         if before is not None and work.rose(total / count):
             work.undo(before)
             extras["undone"] = 1.0
+        # machines of different make round differently
+        team.level_(*work.tensors())
         yield Status(iteration + 1, total / count, extras, work.state())
 
 
-def noise_floor(model: Model, loss: Amplitude | Poisson, sample: int = 16) -> float:
+def noise_floor(model: Model, loss: Amplitude | Poisson, sample: int = 16, team: Team = ALONE) -> float:
     """Mean loss per pattern that counting noise alone would leave if the model were right.
 
-    Taken at ``sample`` positions spread over every tilt.
+    Taken at ``sample`` positions spread over every tilt, each tilt by one process of the team.
     """
-    floors = []
-    for tilt, positions in enumerate(model.positions):
+    total = torch.zeros((), dtype=torch.float64, device=model.volume.device)
+    for tilt in range(team.rank, len(model.positions), team.size):
+        positions = model.positions[tilt]
         index = torch.linspace(
             0, len(positions) - 1, min(sample, len(positions)), device=positions.device
         ).long()
-        floors.append(loss.noise_floor(model.predict(tilt, index)))
-    return float(torch.stack(floors).mean())
+        total += loss.noise_floor(model.predict(tilt, index))
+    team.sum_(total)
+    return float(total) / len(model.positions)
 
 
-class _Work:
-    """What the solver carries from pass to pass."""
-
-    def __init__(self, model: Model, options: DescentOptions, state: dict | None):
-        self.model, self.options = model, options
-        self.generator = torch.Generator().manual_seed(options.seed)
-        self.momentum = torch.zeros_like(model.volume.data)
-        self.momentum_absorption = (
-            None if model.absorption is None else torch.zeros_like(model.absorption.data)
+def _refuse_too_many(model: Model, options: DescentOptions, team: Team) -> None:
+    scans = [len(positions) for positions in model.positions]
+    batches = [count // max(1, round(count / options.batch_size)) for count in scans]
+    # a quarter of the positions is what the angles' curvature is measured at
+    most = min(*model.volume.shape[1:], *batches, min(scans) // 4)
+    if 1 < team.size > most:
+        raise UserError(
+            f"{team.size} processes are too many for batches of {options.batch_size} patterns, scans of "
+            f"{min(scans)} positions and a volume of {tuple(model.volume.shape)} voxels; start at most {most}"
         )
-        self.curvature: dict[str, Tensor] = {}
-        self.finished, self.caution, self.last = 0, 1.0, math.inf
-        if state is not None:
-            self._load(state)
-
-    def scale(self, iteration: int, part: float = 0.0) -> float:
-        """Share of the full step at this point of the run."""
-        if self.options.solver == "sgd":
-            return 1.0
-        low, x = self.options.final_step, (iteration + part) / self.options.iterations
-        return self.caution * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, x))))
-
-    def snapshot(self) -> list[Tensor] | None:
-        """Copies of all that `undo` brings back; None for plain descent, which is left to itself."""
-        return None if self.options.solver == "sgd" else [t.clone() for t in self._moving()]
-
-    def expect(self, loss: float):
-        """Take the first loss of a run for a mark, with room to spare."""
-        if self.finished == 0 and math.isinf(self.last):
-            self.last = 1.5 * loss
-
-    def rose(self, loss: float) -> bool:
-        """Whether this pass was a failure: too long a step for a curvature that is known by its bound."""
-        worse = not loss < 1.1 * self.last
-        # after a failure the next pass sets the mark: what it starts from may be no better
-        self.last = math.inf if worse else loss
-        return worse
-
-    def undo(self, before: list[Tensor]):
-        """Back to a snapshot, without momentum, with half the step."""
-        for tensor, kept in zip(self._moving(), before, strict=True):
-            tensor.copy_(kept)
-        for momentum in (self.momentum, self.momentum_absorption):
-            if momentum is not None:
-                momentum.zero_()
-        self.caution /= 2
-
-    def _moving(self) -> list[Tensor]:
-        return list(self.model.state_dict().values())
-
-    def state(self) -> dict:
-        """What to resume from; the tensors are those the solver goes on with."""
-        out = {
-            "finished": self.finished,
-            "caution": self.caution,
-            "last": self.last,
-            "model": dict(self.model.state_dict()),
-            "momentum": self.momentum,
-            "generator": self.generator.get_state(),
-            "curvature": dict(self.curvature),
-        }
-        if self.momentum_absorption is not None:
-            out["momentum_absorption"] = self.momentum_absorption
-        return out
-
-    def _load(self, state: dict):
-        self.model.load_state_dict({k: torch.as_tensor(v) for k, v in state["model"].items()})
-        device = self.momentum.device
-        self.momentum.copy_(torch.as_tensor(state["momentum"]))
-        if self.momentum_absorption is not None:
-            self.momentum_absorption.copy_(torch.as_tensor(state["momentum_absorption"]))
-        self.generator.set_state(torch.as_tensor(state["generator"]))
-        self.finished, self.caution, self.last = (state[k] for k in ("finished", "caution", "last"))
-        self.curvature = {k: torch.as_tensor(v).to(device) for k, v in state["curvature"].items()}
 
 
-def _visit(model, read, loss, options, regularizers, work, iteration, tilt) -> float:
+def _visit(model, read, loss, options, regularizers, work, iteration, tilt, team) -> float:
     """All batches of one tilt, then its geometry; returns the summed loss."""
     moves_angles = options.poses.active(iteration) and isinstance(model, PtychoTomography)
     _mark_moving(model, options, iteration, tilt, moves_angles)
@@ -199,25 +148,44 @@ def _visit(model, read, loss, options, regularizers, work, iteration, tilt) -> f
     batches = order.tensor_split(max(1, round(len(order) / options.batch_size)))
     total = 0.0
     for number, index in enumerate(batches):
-        model.zero_grad(set_to_none=True)
-        measured = read(tilt, index)
-        value = model(tilt, index.to(positions.device), measured, loss)
-        total += float(value.detach())
+        value, electrons = _gradients(model, read, loss, tilt, index, team)
+        total += value
         work.expect(total / len(index))
         if not math.isfinite(total):
             return total
-        if value.requires_grad:  # early on a schedule may hold everything
-            value.backward()
         if positions.grad is not None:
             gradient += positions.grad
         if isinstance(model, PtychoTomography) and model.angles.grad is not None:
             angle_gradient += model.angles.grad[tilt]
         scale = work.scale(iteration, number / len(batches) / len(model.positions))
         with torch.no_grad():
-            _step_object(model, options, regularizers, work, tilt, measured, scale, loss.curvature)
+            _step_object(model, options, regularizers, work, tilt, electrons, scale, loss.curvature)
             _step_probe(model, options, tilt, len(index), scale, loss.curvature)
-    refine_geometry(model, options, iteration, tilt, work.curvature, loss.curvature, gradient, angle_gradient)
+    team.sum_(gradient, angle_gradient)
+    refine_geometry(
+        model, options, iteration, tilt, work.curvature, loss.curvature, gradient, angle_gradient, team
+    )
     return total
+
+
+def _gradients(model, read, loss, tilt, index, team) -> tuple[float, float]:
+    """Loss and electrons of a batch, and its gradients in the model.
+
+    Every process of a team computes its share; those of positions and angles are left to be summed, for
+    they are not needed before the end of the visit.
+    """
+    model.zero_grad(set_to_none=True)
+    mine = index[team.share(len(index))]
+    measured = read(tilt, mine)
+    value = model(tilt, mine.to(model.volume.device), measured, loss, team)
+    if value.requires_grad:  # early on a schedule may hold everything
+        value.backward()
+    sums = torch.stack([value.detach(), measured.sum()]).double()
+    team.sum_(sums)
+    if model.probes[tilt].grad is not None:
+        team.sum_(model.probes[tilt].grad)
+    total, electrons = sums.tolist()
+    return total, electrons
 
 
 def _mark_moving(model, options, iteration, tilt, moves_angles):
@@ -233,10 +201,10 @@ def _mark_moving(model, options, iteration, tilt, moves_angles):
         model.angles.requires_grad_(True)
 
 
-def _step_object(model, options, regularizers, work, tilt, measured, scale, curvature):
+def _step_object(model, options, regularizers, work, tilt, electrons, scale, curvature):
     if model.volume.grad is None:
         return
-    fluence = float(measured.sum()) / _area_pixels(model, tilt)
+    fluence = electrons / _area_pixels(model, tilt)
     step, bound = options.volume.step * scale, model.lipschitz(fluence) * curvature / 2
     pairs = [(model.volume, work.momentum)]
     if model.absorption is not None:

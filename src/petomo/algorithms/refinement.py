@@ -12,6 +12,7 @@ from torch import Tensor
 
 from petomo.algorithms.descent_options import DescentOptions
 from petomo.core.least_squares import least_squares
+from petomo.core.parallel import ALONE, Team
 from petomo.models.ptycho_tomography import PtychoTomography
 from petomo.models.ptychography import Ptychography
 
@@ -34,6 +35,7 @@ def refine_geometry(
     curvature: float,
     gradient: Tensor,
     angle_gradient: Tensor,
+    team: Team = ALONE,
 ) -> None:
     """Move the angles, the scan and the single positions of one tilt, whichever the schedules let go.
 
@@ -51,18 +53,20 @@ def refine_geometry(
         Second derivative of the loss in the model amplitude.
     gradient, angle_gradient : Tensor
         ``(k, 2)`` per angstrom and ``(3,)`` per radian, of the loss summed over the tilt.
+    team : Team
+        Processes that share the measuring of curvatures.
     """
     again = iteration % options.curvature_every == 0
     if options.poses.active(iteration) and isinstance(model, PtychoTomography):
         key = f"angles_{tilt}"
         if key not in kept or again:
-            kept[key] = angle_curvature(model, tilt, curvature)
+            kept[key] = angle_curvature(model, tilt, curvature, team=team)
         _turn(model, tilt, kept[key], gradient, angle_gradient, options.poses.step)
     if not (options.affine.active(iteration) or options.positions.active(iteration)):
         return
     key = f"positions_{tilt}"
     if key not in kept or again:
-        kept[key] = position_curvature(model, tilt, curvature)
+        kept[key] = position_curvature(model, tilt, curvature, team)
     known = kept[key]
     if options.affine.active(iteration):
         basis = affine_basis(model.positions[tilt].data)
@@ -97,7 +101,7 @@ def _move(model: Model, tilt: int, step: Tensor):
 
 
 @torch.no_grad()
-def position_curvature(model: Model, tilt: int, curvature: float) -> Tensor:
+def position_curvature(model: Model, tilt: int, curvature: float, team: Team = ALONE) -> Tensor:
     """Gauss-Newton matrices ``(k, 2, 2)`` of the loss in the positions of one tilt, per square angstrom.
 
     Parameters
@@ -108,9 +112,12 @@ def position_curvature(model: Model, tilt: int, curvature: float) -> Tensor:
         Which tilt.
     curvature : float
         Second derivative of the loss in the model amplitude (2 for `Amplitude`, 4 for `Poisson`).
+    team : Team
+        Each of its processes looks at a part of the positions; all get all matrices.
     """
     positions, out = model.positions[tilt], []
-    for index in torch.arange(len(positions), device=positions.device).split(_BLOCK):
+    every = torch.arange(len(positions), device=positions.device)
+    for index in every[team.share(len(every))].split(_BLOCK):
         base = model.predict(tilt, index).sqrt()
         slopes = []
         for axis in (0, 1):
@@ -120,11 +127,13 @@ def position_curvature(model: Model, tilt: int, curvature: float) -> Tensor:
             positions.data.copy_(kept)
         jacobian = torch.stack(slopes, dim=1).flatten(2)
         out.append(curvature * jacobian @ jacobian.transpose(1, 2))
-    return torch.cat(out)
+    return team.join(torch.cat(out), len(positions), dim=0)
 
 
 @torch.no_grad()
-def angle_curvature(model: PtychoTomography, tilt: int, curvature: float, sample: int = 4) -> Tensor:
+def angle_curvature(
+    model: PtychoTomography, tilt: int, curvature: float, sample: int = 4, team: Team = ALONE
+) -> Tensor:
     """Gauss-Newton matrix ``(3, 3)`` of the loss in (phi, theta, psi) of one tilt, per square radian.
 
     psi turns the specimen and the scan together (see `turn_scan`): turning the specimen alone is
@@ -134,10 +143,13 @@ def angle_curvature(model: PtychoTomography, tilt: int, curvature: float, sample
     ----------
     sample : int
         Every how many positions to look at; the result is scaled to all of them.
+    team : Team
+        Each of its processes looks at a part of those; all get the same matrix.
     """
     positions, angles = model.positions[tilt], model.angles[tilt]
     sample = max(sample, len(positions) // _BLOCK)
-    index = torch.arange(0, len(positions), sample, device=positions.device)
+    every = torch.arange(0, len(positions), sample, device=positions.device)
+    index = every[team.share(len(every))]
     base = model.predict(tilt, index).sqrt()
     slopes = []
     for axis in range(3):
@@ -149,7 +161,9 @@ def angle_curvature(model: PtychoTomography, tilt: int, curvature: float, sample
         angles.data[axis] = kept
         positions.data.copy_(kept_positions)
     jacobian = torch.stack(slopes).flatten(1).double()
-    return curvature * jacobian @ jacobian.T * (len(positions) / len(index))
+    product = jacobian @ jacobian.T
+    team.sum_(product)
+    return curvature * product * (len(positions) / len(every))
 
 
 def turn_scan(positions: Tensor, tau: Tensor, angle: float | Tensor) -> Tensor:

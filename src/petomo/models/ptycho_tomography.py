@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from petomo.core.electron import interaction_constant
+from petomo.core.parallel import ALONE, Team
 from petomo.core.pose import Poses
 from petomo.physics.multislice import Loss, MultisliceOptics, diffract, multislice_loss
 from petomo.physics.resample import Interpolation, SliceGeometry, rotate_and_bin
@@ -107,11 +108,11 @@ class PtychoTomography(nn.Module):
         phi, theta, psi = self.angles.unbind(-1)
         return Poses(phi, theta, psi, self.tau).detach()
 
-    def phase(self, tilt: int) -> tuple[Tensor, Tensor | None]:
+    def phase(self, tilt: int, team: Team = ALONE) -> tuple[Tensor, Tensor | None]:
         """``sigma B_b A_Theta V`` and, if modelled, the absorption, both ``(slice, y, x)`` in radian."""
         geometry, origin = self.geometry, torch.zeros(2, dtype=torch.float64, device=self.tau.device)
         phi, theta, psi = self.angles[tilt]
-        args = (phi, theta, psi, origin, geometry.slices, geometry.interpolation)
+        args = (phi, theta, psi, origin, geometry.slices, geometry.interpolation, team)
         absorption = None if self.absorption is None else rotate_and_bin(self.absorption, *args) * self.sigma
         return rotate_and_bin(self.volume, *args) * self.sigma, absorption
 
@@ -120,9 +121,13 @@ class PtychoTomography(nn.Module):
         shifted = self.positions[tilt][index] - self.tau[tilt].to(self.positions[tilt].dtype)
         return shifted / self.pixel_size
 
-    def forward(self, tilt: int, index: Tensor, measured: Tensor, loss: Loss) -> Tensor:
-        """Loss summed over the patterns ``index`` of one tilt; ``measured`` in FFT order."""
-        phase, absorption = self.phase(tilt)
+    def forward(self, tilt: int, index: Tensor, measured: Tensor, loss: Loss, team: Team = ALONE) -> Tensor:
+        """Loss summed over the patterns ``index`` of one tilt; ``measured`` in FFT order.
+
+        Each process of a team comes with patterns of its own: the gradients of the volume and of the
+        absorption are then those of all patterns, the others have still to be summed.
+        """
+        phase, absorption = self.phase(tilt, team)
         return multislice_loss(
             phase,
             absorption,

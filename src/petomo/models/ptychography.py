@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from petomo.core.parallel import ALONE, Team
 from petomo.physics.multislice import Loss, MultisliceOptics, diffract, multislice_loss
 
 
@@ -54,11 +55,14 @@ class Ptychography(nn.Module):
         """Probe positions in pixels."""
         return self.positions[tilt][index] / self.pixel_size
 
-    def forward(self, tilt: int, index: Tensor, measured: Tensor, loss: Loss) -> Tensor:
-        """Loss summed over the patterns ``index``; ``measured`` in FFT order, ``tilt`` is 0."""
+    def forward(self, tilt: int, index: Tensor, measured: Tensor, loss: Loss, team: Team = ALONE) -> Tensor:
+        """Loss summed over the patterns ``index``; ``measured`` in FFT order, ``tilt`` is 0.
+
+        For a team see `PtychoTomography.forward`.
+        """
         return multislice_loss(
-            self.volume,
-            self.absorption,
+            team.shared(self.volume),
+            None if self.absorption is None else team.shared(self.absorption),
             self.probes[tilt],
             self.pixels(tilt, index),
             measured,

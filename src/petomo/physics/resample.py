@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from petomo.core.parallel import ALONE, Team
 from petomo.core.pose import rotation_matrices
 from petomo.physics.fourier import rotate_plane
 from petomo.physics.interpolation import KERNELS, Interpolation, spline_coefficients
@@ -173,6 +174,7 @@ def rotate_and_bin(
     tau: Tensor,
     geometry: SliceGeometry,
     interpolation: Interpolation = "spline",
+    team: Team = ALONE,
 ) -> Tensor:
     """Slices ``B_b A_Theta,tau V`` (paper Eq. 12, 14): volt angstrom, the potential integrated over a slice.
 
@@ -192,21 +194,28 @@ def rotate_and_bin(
         Slices to make.
     interpolation : {"spline", "cubic", "linear"}
         Kernel in the (z, x) plane: cubic B-spline with prefilter, Keys' cubic convolution, or linear.
+    team : Team
+        Processes that share the work, each with the same arguments, and all get all slices. The gradient of
+        the volume is then summed over them; those of the angles and of tau remain to be.
 
     Returns
     -------
     Tensor
         ``(slice, y, x)``; slice ``s`` is centred on the beam at ``z = (s - (S - 1) / 2) thickness``.
     """
-    dtype = volume.dtype
+    dtype, (_, height, width) = volume.dtype, volume.shape
     if phi.requires_grad or float(phi) != 0.0:
         # Rx turns +y towards +z: planes (z, y) for every x
-        volume = rotate_plane(volume.permute(2, 0, 1), phi).permute(1, 2, 0)
-    planes = volume.permute(0, 2, 1)
+        part = team.slab(volume, dim=2)
+        part = rotate_plane(part.permute(2, 0, 1), phi).permute(1, 2, 0)
+        part = team.exchange(part, width, have=2, want=1)
+    else:
+        part = team.slab(volume, dim=1)
+    planes = part.permute(0, 2, 1)
     if interpolation == "spline":
         planes = spline_coefficients(planes)
     stack = _TiltAndBin.apply(planes.contiguous(), theta, geometry, interpolation).permute(0, 2, 1)  # pyright: ignore
-    stack = _fit(stack, geometry.shape[0], dim=1) * geometry.voxel
+    stack = _fit(team.join(stack, height, dim=1), geometry.shape[0], dim=1) * geometry.voxel
     still = not (psi.requires_grad or tau.requires_grad) and float(psi) == 0.0 and not bool(tau.any())
     if still:
         return stack.contiguous()

@@ -1,0 +1,261 @@
+"""Several processes of one run: what each takes, and how they put together what they found.
+
+`torchrun` (or any launcher that sets ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT``) starts
+the processes, `assembled` makes them a team. Every method of a `Team` but the first three properties has to
+be called by all its processes in the same order. A team of one does nothing of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from petomo.core.errors import UserError
+
+#: One process may work alone for as long as this while the others wait.
+PATIENCE = timedelta(days=30)
+
+_LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Team:
+    """One process among those of a run.
+
+    Parameters
+    ----------
+    rank : int
+        Which one this is; 0 writes the files.
+    size : int
+        How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def share(self, count: int, rank: int | None = None) -> slice:
+        """Part of ``count`` things in a row for this process; none is empty if there are enough."""
+        rank = self.rank if rank is None else rank
+        return slice(count * rank // self.size, count * (rank + 1) // self.size)
+
+    def sum_(self, *tensors: Tensor) -> None:
+        """Replace tensors by their sums over the team, in place."""
+        for tensor in tensors if self.size > 1 else ():
+            with _others_there():
+                dist.all_reduce(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
+
+    def level_(self, *tensors: Tensor) -> None:
+        """Replace tensors by those of the first process, in place."""
+        for tensor in tensors if self.size > 1 else ():
+            with _others_there():
+                dist.broadcast(torch.view_as_real(tensor) if tensor.is_complex() else tensor, 0)
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is up in any process."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor([int(flag)])
+        self.sum_(flags)
+        return bool(flags)
+
+    def from_main(self, value: Any = None) -> Any:
+        """What the first process says; the others wait for it."""
+        if self.size == 1:
+            return value
+        said = [value]
+        with _others_there():
+            dist.broadcast_object_list(said, 0)
+        return said[0]
+
+    def gather(self, value: Any) -> list:
+        """What every process says, in order, tensors on the processor."""
+        if self.size == 1:
+            return [value]
+        said: list[Any] = [None] * self.size
+        with _others_there():
+            dist.all_gather_object(said, _on_cpu(value))
+        return said
+
+    def slab(self, whole: Tensor, dim: int) -> Tensor:
+        """Part along ``dim``, for this process, of what all have; the gradient is put together from the parts."""
+        return whole if self.size == 1 else _Slab.apply(whole, self, dim)  # pyright: ignore
+
+    def exchange(self, slab: Tensor, count: int, have: int, want: int) -> Tensor:
+        """From parts along ``have`` (of ``count`` in all) to parts along ``want``; the gradient goes back."""
+        return slab if self.size == 1 else _Exchange.apply(slab, self, count, have, want)  # pyright: ignore
+
+    def join(self, slab: Tensor, count: int, dim: int) -> Tensor:
+        """The whole, ``count`` long along ``dim``, from all parts; its gradients are summed over the team."""
+        return slab if self.size == 1 else _Join.apply(slab, self, count, dim)  # pyright: ignore
+
+    def shared(self, whole: Tensor) -> Tensor:
+        """What all have, as it is; its gradients are summed over the team."""
+        return whole if self.size == 1 else _Shared.apply(whole, self)  # pyright: ignore
+
+
+ALONE = Team()
+
+
+class _Slab(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, whole, team, dim):
+        ctx.team, ctx.dim, ctx.count = team, dim, whole.shape[dim]
+        part = team.share(ctx.count)
+        return whole.narrow(dim, part.start, part.stop - part.start)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _concatenate(ctx.team, gradient, ctx.count, ctx.dim), None, None
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, slab, team, count, have, want):
+        ctx.args = (team, slab.shape[want], want, have)
+        return _transpose(team, slab, count, have, want)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
+        team, count, have, want = ctx.args
+        return _transpose(team, gradient, count, have, want), None, None, None, None
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, slab, team, count, dim):
+        ctx.team, ctx.dim = team, dim
+        return _concatenate(team, slab, count, dim)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        ctx.team.sum_(gradient)
+        part = ctx.team.share(gradient.shape[ctx.dim])
+        return gradient.narrow(ctx.dim, part.start, part.stop - part.start), None, None, None
+
+
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, whole, team):
+        ctx.team = team
+        return whole.view_as(whole)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        ctx.team.sum_(gradient)
+        return gradient, None
+
+
+def _concatenate(team: Team, slab: Tensor, count: int, dim: int) -> Tensor:
+    """All slabs in a row along ``dim``; the library wants them equally long, so they are padded."""
+    lengths = [p.stop - p.start for p in (team.share(count, r) for r in range(team.size))]
+    first = slab.movedim(dim, 0)
+    padded = first.new_zeros(max(lengths), *first.shape[1:])
+    padded[: len(first)] = first
+    parts = [torch.empty_like(padded) for _ in lengths]
+    with _others_there():
+        dist.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)]).movedim(0, dim)
+
+
+def _transpose(team: Team, slab: Tensor, count: int, have: int, want: int) -> Tensor:
+    """From slabs along ``have``, ``count`` long in all, to slabs along ``want``."""
+    pieces, wanted = [], team.share(slab.shape[want])
+    shape = list(slab.shape)
+    shape[want] = wanted.stop - wanted.start
+    for rank in range(team.size):
+        part = team.share(slab.shape[want], rank)
+        pieces.append(slab.narrow(want, part.start, part.stop - part.start).flatten())
+    lengths = [p.stop - p.start for p in (team.share(count, r) for r in range(team.size))]
+    rest = shape[:have] + shape[have + 1 :]
+    sizes = [n * torch.Size(rest).numel() for n in lengths]
+    out = slab.new_empty(sum(sizes))
+    with _others_there():
+        dist.all_to_all_single(out, torch.cat(pieces), sizes, [len(p) for p in pieces])
+    blocks = [
+        block.view(*shape[:have], n, *shape[have + 1 :])
+        for block, n in zip(out.split(sizes), lengths, strict=True)
+    ]
+    return torch.cat(blocks, dim=have)
+
+
+@contextmanager
+def _others_there() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0][:150]
+        raise UserError(
+            f"another process of this run is gone ({reason}); look for its own message, or for one that "
+            "was killed for want of memory"
+        ) from error
+
+
+def _on_cpu(value: Any) -> Any:
+    """A nested state with its tensors on the processor: devices have other names in other processes."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return type(value)(map(_on_cpu, value))  # pyright: ignore[reportCallIssue]
+    return value
+
+
+@contextmanager
+def assembled() -> Iterator[Team]:
+    """All processes that the launcher started, as a team; `ALONE` without a launcher.
+
+    An exception ends every process of the team, and only the first one to raise lets it through: the others
+    exit in silence with its code (2 for a user's error, 130 for an interruption, 1 otherwise).
+    """
+    if not all(os.environ.get(name) for name in _LAUNCHER) or os.environ["WORLD_SIZE"] == "1":
+        yield ALONE
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    store, rank, size = next(iter(dist.rendezvous("env://", timeout=timedelta(minutes=10))))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    try:
+        yield Team(rank, size)
+    except BaseException as error:
+        told = _tell(store, rank, error)
+        if told is not None:
+            raise SystemExit(told) from None
+        raise
+    dist.destroy_process_group()
+
+
+def _tell(store: dist.Store, rank: int, error: BaseException) -> int | None:
+    """The code of the process that ended first, or None if it was this one."""
+    kinds = {UserError: 2, OSError: 2, KeyboardInterrupt: 130}
+    code = next((code for kind, code in kinds.items() if isinstance(error, kind)), 1)
+    code = getattr(error, "exit_code", code)
+    mine = f"{rank} {code}"
+    try:
+        first = store.compare_set("petomo_ended", "", mine).decode()
+    except RuntimeError:  # whoever kept the store has ended before
+        return code
+    return None if first == mine else int(first.split()[1])

@@ -1,0 +1,58 @@
+"""What `test_team` has several processes do at once: ``python team_lab.py OUT CASE...`` under a launcher."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from petomo.algorithms.descent import noise_floor, reconstruct
+from petomo.algorithms.descent_options import DescentOptions, Schedule
+from petomo.core.parallel import ALONE, assembled
+from petomo.objectives.losses import Amplitude, Poisson
+from petomo.objectives.regularizers import L1Real, NonNegative
+from ptycho_problems import end_to_end_problem, one_tilt_problem, patterns_of, reader_of
+
+EVERYTHING = {
+    "volume": Schedule(1.0), "probe": Schedule(0.5), "positions": Schedule(0.5, start=1),
+    "affine": Schedule(0.5, start=1), "poses": Schedule(0.5, start=1),
+}  # fmt: skip
+CASES = {
+    "full": (lambda: end_to_end_problem(), DescentOptions(3, 1000, **EVERYTHING), Amplitude()),
+    "batches": (lambda: end_to_end_problem(modes=2), DescentOptions(4, 11, **EVERYTHING), Poisson()),
+    "plain": (
+        lambda: end_to_end_problem(absorption=True),
+        DescentOptions(2, 1000, "sgd", Schedule(5.0), Schedule(1e-4)),
+        Amplitude(),
+    ),
+    "single": (
+        lambda: one_tilt_problem(torch.float32, modes=2),
+        DescentOptions(2, 8, poses=Schedule(0.0)),
+        Amplitude(),
+    ),
+}
+
+
+def solve(case, team=ALONE):
+    """All that the solver leaves, and what it said."""
+    make, options, loss = CASES[case]
+    model = make()
+    generator = torch.Generator().manual_seed(1)
+    read = reader_of([torch.poisson(p, generator=generator) for p in patterns_of(model)])
+    model.volume.data.mul_(0.3)
+    terms = [L1Real(0.01), NonNegative()]
+    said = [s.loss for s in reconstruct(model, read, loss, options, terms, None, team)]
+    out = {key: value.detach() for key, value in model.state_dict().items()}
+    return out | {"losses": torch.tensor([*said, noise_floor(model, loss, 5, team)], dtype=torch.float64)}
+
+
+def main(folder, *cases):
+    torch.set_num_threads(1)
+    with assembled() as team:
+        for case in cases:
+            torch.save(solve(case, team), Path(folder) / f"{case}_{team.rank}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

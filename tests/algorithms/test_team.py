@@ -1,0 +1,80 @@
+"""Several processes come to what one comes to; `team_lab` is what each of them does."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import team_lab
+import torch
+
+from petomo.core.errors import UserError
+from petomo.core.parallel import ALONE, Team
+
+LAB = Path(__file__).with_name("team_lab.py")
+SIZE = 2
+
+
+def start(size, *command):
+    """Start a command in every process of a team."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("team")
+    processes = start(SIZE, LAB, folder, *team_lab.CASES)
+    for process in processes:
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+    return lambda case: [torch.load(folder / f"{case}_{rank}.pt") for rank in range(SIZE)]
+
+
+@pytest.mark.parametrize("case", list(team_lab.CASES))
+def test_two_processes_come_to_the_result_of_one(found, case):
+    alone, team = team_lab.solve(case), found(case)
+    rounding = 1e-5 if alone["volume"].dtype == torch.float32 else 1e-11
+    for key, value in alone.items():
+        assert all(torch.equal(team[0][key], other[key]) for other in team), (
+            f"{key} differs between processes"
+        )
+        torch.testing.assert_close(team[0][key], value, rtol=0, atol=rounding * float(value.abs().max()))
+    start_volume = 0.3 * team_lab.CASES[case][0]().volume.detach()
+    assert not torch.allclose(alone["volume"], start_volume, rtol=1e-3), "nothing was solved"
+
+
+@pytest.mark.parametrize(("count", "size"), [(7, 3), (4, 4), (100, 7)])
+def test_shares_cover_everything_once_and_evenly(count, size):
+    parts = [range(count)[Team(rank, size).share(count)] for rank in range(size)]
+    assert [i for part in parts for i in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_team_of_one_leaves_everything_as_it_is():
+    tensor = torch.arange(6.0).view(2, 3)
+    assert ALONE.slab(tensor, 1) is tensor
+    assert ALONE.exchange(tensor, 2, 0, 1) is tensor
+    assert ALONE.join(tensor, 3, 1) is tensor
+    assert ALONE.gather("a") == ["a"]
+    assert ALONE.from_main("b") == "b"
+    assert not ALONE.any(False)
+
+
+def test_more_processes_than_work_are_refused():
+    make, options, loss = team_lab.CASES["batches"]
+    with pytest.raises(UserError, match="start at most 7"):
+        next(team_lab.reconstruct(make(), None, loss, options, team=Team(0, 8)))

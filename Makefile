@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ONE_THREAD := OMP_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow lint docs bench clean
+.PHONY: demo test test-slow lint docs bench studies clean
 
 $(VENV)/.venv-stamp:
 	$(PYTHON) -m venv $(VENV)
@@ -59,6 +59,11 @@ docs: $(VENV)/.dev-stamp
 
 bench: $(VENV)/.run-stamp
 	$(ONE_THREAD) $(BIN)/python benchmarks/pass_vs_fft.py
+
+# the paper's studies at a size of minutes each; data and runs stay in runs/studies, and go on where they stopped
+STUDIES := tilt_range ablation missing_wedge half_sets
+studies: $(VENV)/.run-stamp
+	for study in $(STUDIES); do $(ONE_THREAD) $(BIN)/python benchmarks/studies/$$study.py --quick || exit 1; done
 
 clean:
 	rm -rf $(VENV) demo

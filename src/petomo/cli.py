@@ -92,15 +92,17 @@ def run(
     set_: Settings = [],  # noqa: B006
 ) -> None:
     """Reconstruct: bright field, ptychography, alignment, end-to-end, analysis, report."""
+    from petomo.core.parallel import assembled
     from petomo.workflow.config import load_config
     from petomo.workflow.runner import Interrupted
     from petomo.workflow.runner import run as run_stages
 
-    settings = load_config(config, set_)
-    folder = out or Path("runs") / settings.name
     try:
-        with _followed(folder, live):
-            run_stages(settings, folder, resume, start_from, until=until)
+        with assembled() as team:
+            settings = load_config(config, set_)
+            folder = out or Path("runs") / settings.name
+            with _followed(folder, live if team.main else None):
+                run_stages(settings, folder, resume, start_from, until=until, team=team)
     except Interrupted as stop:
         typer.echo(f"petomo: {stop}", err=True)
         raise typer.Exit(130) from None
@@ -122,6 +124,29 @@ def simulate(
 
     simulate_series(read_spec(spec), out, on_tilt=told)
     typer.echo(f"wrote {out}")
+
+
+@app.command()
+def plan(
+    spec: Annotated[Path, typer.Argument(help="YAML plan.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; default: plans/NAME.")] = None,
+    set_: Settings = [],  # noqa: B006
+) -> None:
+    """Simulate a planned acquisition and alternatives to it, and say what to expect of each."""
+    from petomo.workflow.callbacks import Interrupted
+    from petomo.workflow.plan import plan as work_through
+    from petomo.workflow.plan_spec import read_plan
+    from petomo.workflow.plan_table import table
+
+    folder = out or Path("plans") / spec.stem
+    try:
+        done = work_through(read_plan(spec, set_), folder, lambda line: typer.echo(line, err=True))
+    except Interrupted as stop:
+        typer.echo(f"petomo: {stop}", err=True)
+        raise typer.Exit(130) from None
+    for line in table(done["cases"]):
+        typer.echo(line)
+    typer.echo(f"wrote {folder / 'plan.md'} and {folder / 'plan.json'}")
 
 
 @app.command()

@@ -119,6 +119,7 @@ def score_atoms(
         "motion": {
             "angle_degree": float(np.rad2deg(motion.angle)),
             "shift_xyz_angstrom": motion.shift.tolist(),
+            "rotation_matrix": motion.rotation.tolist(),
         },
     }
 

@@ -1,9 +1,5 @@
 """Several processes come to what one comes to; `team_lab` is what each of them does."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,35 +8,17 @@ import torch
 
 from petomo.core.errors import UserError
 from petomo.core.parallel import ALONE, Team
+from processes import ends, start_team
 
 LAB = Path(__file__).with_name("team_lab.py")
 SIZE = 2
 
 
-def start(size, *command):
-    """Start a command in every process of a team."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("team")
-    processes = start(SIZE, LAB, folder, *team_lab.CASES)
-    for process in processes:
-        _, error = process.communicate(timeout=120)
-        assert process.returncode == 0, error
+    codes, error = ends(start_team(SIZE, LAB, folder, *team_lab.CASES))
+    assert codes == [0] * SIZE, error
     return lambda case: [torch.load(folder / f"{case}_{rank}.pt") for rank in range(SIZE)]
 
 

@@ -81,6 +81,10 @@ class Team:
             dist.broadcast_object_list(said, 0)
         return said[0]
 
+    def wait_for_main(self) -> None:
+        """Go on once the first process has come here too."""
+        self.from_main()
+
     def gather(self, value: Any) -> list:
         """What every process says, in order, tensors on the processor."""
         if self.size == 1:
@@ -91,7 +95,7 @@ class Team:
         return said
 
     def slab(self, whole: Tensor, dim: int) -> Tensor:
-        """Part along ``dim``, for this process, of what all have; the gradient is put together from the parts."""
+        """Part along ``dim`` of what all have; the gradient is put together from all parts."""
         return whole if self.size == 1 else _Slab.apply(whole, self, dim)  # pyright: ignore
 
     def exchange(self, slab: Tensor, count: int, have: int, want: int) -> Tensor:
@@ -255,6 +259,8 @@ def _tell(store: dist.Store, rank: int, error: BaseException) -> int | None:
     code = getattr(error, "exit_code", code)
     mine = f"{rank} {code}"
     try:
+        if code == 130 and rank > 0:  # all stop together, so let the first process say it
+            store.wait(["petomo_ended"], timedelta(seconds=10))
         first = store.compare_set("petomo_ended", "", mine).decode()
     except RuntimeError:  # whoever kept the store has ended before
         return code

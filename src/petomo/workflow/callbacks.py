@@ -28,6 +28,8 @@ LOG = logging.getLogger("petomo")
 class Interrupted(Exception):
     """The user asked to stop, and the state on disk can be resumed."""
 
+    exit_code = 130
+
 
 class Reporter:
     """Shows and records the iterations of a run.

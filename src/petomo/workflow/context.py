@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from petomo.core.dataset import TiltSeries
+from petomo.core.parallel import ALONE, Team
 from petomo.io.artefacts import read_json, write_json
 from petomo.io.atomic import atomic_folder, atomic_path
 from petomo.io.checkpoint import load_checkpoint, save_checkpoint
@@ -18,6 +19,9 @@ from petomo.io.metrics import read_metrics, truncate_metrics
 from petomo.workflow.callbacks import Interrupted, Reporter
 from petomo.workflow.config import Config
 from petomo.workflow.guard import Guard, refuse_nan
+
+SHARED = frozenset({"bright_field", "ptychography", "end_to_end"})
+"""Stages that all processes of a run work at together; the others are left to the first of them."""
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -51,6 +55,9 @@ class RunContext:
         Where to compute.
     reporter : Reporter
         Progress and log.
+    team : Team
+        Processes that work at this stage together: its first one writes the files, and all of them call the
+        methods below in the same order.
     """
 
     config: Config
@@ -59,6 +66,7 @@ class RunContext:
     device: torch.device
     reporter: Reporter
     guard: Guard = field(default_factory=Guard, repr=False)
+    team: Team = ALONE
 
     def checkpoint_path(self, stage: str) -> Path:
         """The stage's checkpoint; removed when the stage is finished."""
@@ -78,13 +86,20 @@ class RunContext:
             Files of the run folder; one that is not there is left out. Later calls need not name them.
         """
         folder = self.folder / "inputs" / stage
-        if not folder.exists():
+        if self.team.main and not folder.exists():
             folder.parent.mkdir(exist_ok=True)
             with atomic_folder(folder) as temporary:
                 for name in names:
                     if (self.folder / name).exists():
                         shutil.copyfile(self.folder / name, temporary / name)
+        if names:
+            self.team.wait_for_main()
         return folder
+
+    def report(self, stage: str, iteration: int, total: int, loss: float, **extra: Any) -> None:
+        """Tell of an iteration, and refuse a loss that is no number; see `iteration`."""
+        self.reporter.iteration(stage, iteration, total, loss, **extra)
+        self.guard.check(stage, iteration, total, loss, extra)
 
     def iteration(
         self,
@@ -118,19 +133,21 @@ class RunContext:
         UserError
             If the loss or, when it is saved or done, the state is not made of numbers.
         """
-        self.reporter.iteration(stage, iteration, total, loss, **extra)
-        self.guard.check(stage, iteration, total, loss, extra)
-        stop = self.reporter.interrupted
+        self.report(stage, iteration, total, loss, **extra)
+        stop = self.team.any(self.reporter.interrupted)
         if state is not None and (stop or iteration % self.config.output.save_every == 0):
             self.save(stage.partition("/")[0], state())
         elif state is not None and iteration == total:
             refuse_nan(state(), f"the result after iteration {iteration}")
         if stop:
+            self.team.wait_for_main()  # until it has saved
             raise Interrupted(f"stopped in {stage} after iteration {iteration} of {total}")
 
     def save(self, stage: str, state: Mapping[str, Any]) -> None:
         """Write the stage's checkpoint."""
         refuse_nan(state, "the state")
+        if not self.team.main:
+            return
         self.checkpoint_path(stage).parent.mkdir(exist_ok=True)
         lines = len(read_metrics(self.folder / "metrics.jsonl"))
         save_checkpoint(self.checkpoint_path(stage), {"metrics_lines": lines, "state": state})
@@ -140,11 +157,14 @@ class RunContext:
         if not self.checkpoint_path(stage).exists():
             return None
         content = load_checkpoint(self.checkpoint_path(stage))
-        truncate_metrics(self.folder / "metrics.jsonl", content["metrics_lines"])
+        if self.team.main:
+            truncate_metrics(self.folder / "metrics.jsonl", content["metrics_lines"])
         return content["state"]
 
     def summarise(self, **entries: Any) -> None:
         """Add entries to ``summary.json``."""
+        if not self.team.main:
+            return
         path = self.folder / "summary.json"
         write_json(path, (read_json(path) if path.exists() else {}) | entries)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from petomo import __version__
 from petomo.core.dataset import TiltSeries
 from petomo.core.errors import UserError, WrongNumbers
+from petomo.core.parallel import ALONE, Team
 from petomo.io.artefacts import read_json
 from petomo.io.atomic import remove_temporaries, write_failure
 from petomo.io.metrics import drop_metrics
@@ -19,7 +22,7 @@ from petomo.io.poses import load_poses
 from petomo.io.readers import open_tilt_series, validate_counts
 from petomo.workflow.callbacks import LOG, Interrupted, Reporter
 from petomo.workflow.config import Config, dump_config
-from petomo.workflow.context import RunContext, Stages, rewind
+from petomo.workflow.context import SHARED, RunContext, Stages, rewind
 from petomo.workflow.describe import facts
 from petomo.workflow.guard import memory_error
 from petomo.workflow.resume import State, check_target, locked, refuse_changes, refuse_other_tilts
@@ -101,6 +104,7 @@ def run(
     stages: Stages | None = None,
     reporter: Callable[[Path], Reporter] = Reporter,
     until: str | None = None,
+    team: Team = ALONE,
 ) -> None:
     """Run the stages that are left to do.
 
@@ -120,6 +124,8 @@ def run(
         Makes the reporter for the run folder.
     until : str, optional
         Last stage to run; the folder can be gone on with later.
+    team : Team
+        Processes that were all called alike and work at this run together; only the first writes and speaks.
 
     Raises
     ------
@@ -130,7 +136,11 @@ def run(
     """
     stages = default_stages() if stages is None else stages
     folder = Path(out_dir)
-    wanted = _stages_until(stages, start_from, until)
+    wanted = {name: stages[name] for name in _stages_until(stages, start_from, until)}
+    if not team.main:
+        with Reporter(None, Console(quiet=True)) as silent:
+            _run_stages(RunContext(config, folder, *open_input(config), silent, team=team), wanted, State())
+        return
     holds_run = check_target(folder, stages, resume, start_from)
     series, device = open_input(config)
     electrons = None if holds_run and _has_input(folder) else validate_counts(series)
@@ -141,12 +151,12 @@ def run(
                 raise UserError(f"{folder}: another run has just used this folder; add --resume to go on")
             remove_temporaries(folder)
             with reporter(folder) as report:
-                context = RunContext(config, folder, series, device, report)
+                context = RunContext(config, folder, series, device, report, team=team)
                 state = _prepare(context, stages, start_from)
                 if electrons is not None:
                     context.summarise(name=config.name, petomo=__version__, torch=torch.__version__,
                                       input=facts(series, config, electrons))  # fmt: skip
-                _run_stages(context, {name: stages[name] for name in wanted}, state)
+                _run_stages(context, wanted, state)
                 if any(name not in state.finished for name in stages):
                     report.log(f"stopped after {until}, as asked; go on with: {_command(folder)}")
     except PermissionError as error:
@@ -215,22 +225,26 @@ def _prepare(context: RunContext, stages: Stages, start_from: str | None) -> Sta
 
 
 def _run_stages(context: RunContext, stages: Stages, state: State) -> None:
-    finished = state.finished
+    finished, main = state.finished, context.team.main
+    skipped, alone = context.team.from_main(list(finished)), replace(context, team=ALONE)
     if context.config.compute.threads is not None:
         torch.set_num_threads(context.config.compute.threads)
     for name, stage in stages.items():
-        if name in finished:
+        if name in skipped:
             context.reporter.log(f"{name}: already finished")
             continue
-        if not context.checkpoint_path(name).exists():
+        if main and not context.checkpoint_path(name).exists():
             drop_metrics(context.folder / "metrics.jsonl", (name,))
         context.reporter.stage(name)
         start = time.monotonic()
-        _run_stage(context, name, stage)
+        if main or name in SHARED:
+            _run_stage(context if name in SHARED else alone, name, stage)
+        context.team.wait_for_main()
         finished[name] = round(time.monotonic() - start, 3)
-        state.write(context.folder)
-        context.summarise(stage_seconds=finished)
-        context.checkpoint_path(name).unlink(missing_ok=True)
+        if main:
+            state.write(context.folder)
+            context.summarise(stage_seconds=finished)
+            context.checkpoint_path(name).unlink(missing_ok=True)
         context.reporter.log(f"{name}: finished in {finished[name]:.1f} s")
 
 

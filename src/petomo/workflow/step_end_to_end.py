@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,13 +51,15 @@ def end_to_end(context: RunContext) -> None:
     model = build_model(context, grids)
     options, saved = descent_options(context), context.restore(STAGE) or {}
     whole = saved.get("whole")
-    for status in reconstruct(model, reader, loss, options, _regularizers(context, grids, model), whole):
-        whole, extra = status.state, {"noise_floor": noise_floor(model, loss), **status.extras}
+    regularizers, team = _regularizers(context, grids, model), context.team
+    for status in reconstruct(model, reader, loss, options, regularizers, whole, team):
+        whole, extra = status.state, {"noise_floor": noise_floor(model, loss, team=team), **status.extras}
         context.iteration(
             STAGE, status.iteration, options.iterations, status.loss, lambda s=whole: {"whole": s}, **extra
         )
     halves = _half_volumes(context, model, reader, loss, grids, saved | {"whole": whole})
-    _write(context, grids, model, halves)
+    if context.team.main:
+        _write(context, grids, model, halves)
     _write_patterns(context, model, reader, loss)
 
 
@@ -147,12 +150,17 @@ def _write(context: RunContext, grids: Grids, model: PtychoTomography, halves: l
 
 @torch.no_grad()
 def _write_patterns(context: RunContext, model: PtychoTomography, reader: PatternReader, loss) -> None:
-    """The patterns that fit worst and in the middle and an even choice of each tilt, measured and modelled."""
-    series, losses = context.series, []
-    for tilt in range(len(series)):
+    """The patterns that fit worst and in the middle and an even choice of each tilt, beside the model's."""
+    series, team = context.series, context.team
+    found: dict[int, Any] = {}
+    for tilt in range(team.rank, len(series), team.size):
         parts = torch.arange(len(series[tilt])).split(256)
         values = [loss(model.predict(tilt, part), reader(tilt, part))[0].cpu() for part in parts]
-        losses.append(torch.cat(values).numpy())
+        found[tilt] = torch.cat(values).numpy()
+    everything = {tilt: values for part in team.gather(found) for tilt, values in part.items()}
+    if not team.main:
+        return
+    losses = [everything[tilt] for tilt in range(len(series))]
     chosen, out = choose_patterns(losses, [t.scan_shape for t in series]), {}
     for tilt in range(len(series)):
         mine = {name: k for name, (number, k) in chosen.items() if number == tilt}
@@ -188,7 +196,8 @@ def _half_volumes(
         def read(tilt: int, index: Tensor, chosen=chosen) -> Tensor:
             return reader(tilt, chosen[tilt][index])
 
-        for status in reconstruct(half, read, loss, options, _regularizers(context, grids, half), inner):
+        regularizers = _regularizers(context, grids, half)
+        for status in reconstruct(half, read, loss, options, regularizers, inner, context.team):
             state = {"whole": saved["whole"], "halves": halves, "inner": status.state}
             name = f"{STAGE}/half_{'ab'[part]}"
             context.iteration(name, status.iteration, options.iterations, status.loss, lambda s=state: s)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,31 +37,50 @@ def common_options(settings: settings_module.PtychographySettings | settings_mod
 
 def ptychography(context: RunContext) -> None:
     """Reconstruct every tilt; leaves ``projections.mrc``, ``probes.h5`` and ``positions.h5``."""
-    config, series = context.config, context.series
-    grids = plan_grids(series, config)
-    loss = make_loss(context, grids, config.ptychography.loss)
-    reader = PatternReader(series, grids.window.shape, context.device)
-    saved = context.restore(STAGE) or {"done": [], "inner": None}
-    done: list[dict] = list(saved["done"])
-    inner = saved["inner"]
-    total = config.ptychography.iterations
-    for tilt in range(len(done), len(series)):
-        model = _start(context, grids, reader, tilt)
-        options = _options(context, tilt)
-        terms = [L1Real(config.ptychography.sparsity), NonNegative()]
-        for status in reconstruct(model, lambda _, i, t=tilt: reader(t, i), loss, options, terms, inner):
-            context.iteration(
-                STAGE,
-                tilt * total + status.iteration,
-                len(series) * total,
-                status.loss,
-                lambda s=status.state: {"done": done, "inner": s},
-                tilt=tilt,
-                noise_floor=noise_floor(model, loss),
-            )
-        done.append(_result(model))
-        inner = None
-    _write(context, grids, done)
+    grids = plan_grids(context.series, context.config)
+    reader = PatternReader(context.series, grids.window.shape, context.device)
+    saved = context.restore(STAGE) or {}
+    done: list[dict] = list(saved.get("done", ()))
+    begun: dict[int, dict] = dict(saved.get("begun", {}))
+    while len(done) < len(context.series):
+        done += _next_tilts(context, grids, reader, done, begun)
+    if context.team.main:
+        _write(context, grids, done)
+
+
+def _next_tilts(
+    context: RunContext, grids: Grids, reader: PatternReader, done: list[dict], begun: dict[int, dict]
+) -> list[dict]:
+    """Results of the next tilts, one for every process; ``begun`` are states of tilts to go on from."""
+    team, count, total = context.team, len(context.series), context.config.ptychography.iterations
+    tilts = range(len(done), min(len(done) + team.size, count))
+    tilt, now = len(done) + team.rank, {"state": begun.get(len(done) + team.rank)}
+    model = _start(context, grids, reader, tilt) if tilt in tilts else None
+    passes = iter(()) if model is None else _passes(context, grids, reader, model, tilt, now)
+
+    def state() -> dict:
+        running = dict(zip(tilts, team.gather(now["state"]), strict=False))
+        return {"done": done, "begun": {t: s for t, s in (begun | running).items() if s and t >= len(done)}}
+
+    while said := [one for one in team.gather(next(passes, None)) if one is not None]:
+        for one in said[:-1]:
+            context.report(STAGE, one.pop("iteration"), count * total, **one)
+        context.iteration(STAGE, said[-1].pop("iteration"), count * total, state=state, **said[-1])
+    return team.gather(None if model is None else _result(model))[: len(tilts)]
+
+
+def _passes(
+    context: RunContext, grids: Grids, reader: PatternReader, model: Ptychography, tilt: int, now: dict
+) -> Iterator[dict[str, Any]]:
+    """Reconstruct a tilt from ``now["state"]``, and keep that up to date; gives the metrics of each pass."""
+    settings = context.config.ptychography
+    loss, terms = make_loss(context, grids, settings.loss), [L1Real(settings.sparsity), NonNegative()]
+    for status in reconstruct(
+        model, lambda _, i: reader(tilt, i), loss, _options(context, tilt), terms, now["state"]
+    ):
+        now["state"] = status.state
+        number, floor = tilt * settings.iterations + status.iteration, noise_floor(model, loss)
+        yield {"iteration": number, "loss": status.loss, "tilt": tilt, "noise_floor": floor}
 
 
 def first_probe(context: RunContext, grids: Grids, reader: PatternReader, tilt: int, modes: int) -> Tensor:

@@ -116,14 +116,14 @@ def position_curvature(model: Model, tilt: int, curvature: float, team: Team = A
         Each of its processes looks at a part of the positions; all get all matrices.
     """
     positions, out = model.positions[tilt], []
-    every = torch.arange(len(positions), device=positions.device)
+    every, phase = torch.arange(len(positions), device=positions.device), model.phase(tilt, team)
     for index in every[team.share(len(every))].split(_BLOCK):
-        base = model.predict(tilt, index).sqrt()
+        base = model.predict(tilt, index, phase).sqrt()
         slopes = []
         for axis in (0, 1):
             kept = positions.data.clone()
             positions.data[:, axis] += _MOVE_ANGSTROM
-            slopes.append((model.predict(tilt, index).sqrt() - base) / _MOVE_ANGSTROM)
+            slopes.append((model.predict(tilt, index, phase).sqrt() - base) / _MOVE_ANGSTROM)
             positions.data.copy_(kept)
         jacobian = torch.stack(slopes, dim=1).flatten(2)
         out.append(curvature * jacobian @ jacobian.transpose(1, 2))
@@ -150,14 +150,15 @@ def angle_curvature(
     sample = max(sample, len(positions) // _BLOCK)
     every = torch.arange(0, len(positions), sample, device=positions.device)
     index = every[team.share(len(every))]
-    base = model.predict(tilt, index).sqrt()
+    base = model.predict(tilt, index, model.phase(tilt, team)).sqrt()
     slopes = []
     for axis in range(3):
         kept, kept_positions = angles.data[axis].clone(), positions.data.clone()
         angles.data[axis] += _MOVE_RADIAN
         if axis == 2:
             positions.data.copy_(turn_scan(positions.data, model.tau.data[tilt], _MOVE_RADIAN))
-        slopes.append((model.predict(tilt, index).sqrt() - base) / _MOVE_RADIAN)
+        moved = model.predict(tilt, index, model.phase(tilt, team)).sqrt()
+        slopes.append((moved - base) / _MOVE_RADIAN)
         angles.data[axis] = kept
         positions.data.copy_(kept_positions)
     jacobian = torch.stack(slopes).flatten(1).double()

@@ -51,6 +51,10 @@ class Ptychography(nn.Module):
         """Bound on the curvature of the amplitude loss in the object for this many electrons a pixel."""
         return 2 * fluence * len(self.volume)
 
+    def phase(self, _tilt: int, team: Team = ALONE) -> tuple[Tensor, Tensor | None]:
+        """Phase and, if modelled, absorption of every slice, ``(slice, y, x)`` in radian."""
+        return team.shared(self.volume), None if self.absorption is None else team.shared(self.absorption)
+
     def pixels(self, tilt: int, index: Tensor) -> Tensor:
         """Probe positions in pixels."""
         return self.positions[tilt][index] / self.pixel_size
@@ -60,22 +64,16 @@ class Ptychography(nn.Module):
 
         For a team see `PtychoTomography.forward`.
         """
+        phase, absorption = self.phase(tilt, team)
         return multislice_loss(
-            team.shared(self.volume),
-            None if self.absorption is None else team.shared(self.absorption),
-            self.probes[tilt],
-            self.pixels(tilt, index),
-            measured,
-            self.optics,
-            loss,
+            phase, absorption, self.probes[tilt], self.pixels(tilt, index), measured, self.optics, loss
         )
 
     @torch.no_grad()
-    def predict(self, tilt: int, index: Tensor) -> Tensor:
-        """Model intensities ``(k, ky, kx)`` in FFT order, electrons."""
-        return diffract(
-            self.volume, self.absorption, self.probes[tilt], self.pixels(tilt, index), self.optics
-        )
+    def predict(self, tilt: int, index: Tensor, slices: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
+        """Model intensities ``(k, ky, kx)`` in FFT order, electrons; ``slices`` is what `phase` gave, if at hand."""
+        phase, absorption = slices or self.phase(tilt)
+        return diffract(phase, absorption, self.probes[tilt], self.pixels(tilt, index), self.optics)
 
     def projection(self) -> Tensor:
         """Phase summed over the slices, ``(y, x)`` in radian (paper: V_tot)."""

@@ -140,6 +140,6 @@ class PtychoTomography(nn.Module):
 
     @torch.no_grad()
     def predict(self, tilt: int, index: Tensor, slices: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
-        """Model intensities ``(k, ky, kx)`` in FFT order, electrons; ``slices`` is what `phase` gave, if at hand."""
+        """Model intensities ``(k, ky, kx)`` in FFT order, electrons; ``slices`` is what `phase` gave."""
         phase, absorption = slices or self.phase(tilt)
         return diffract(phase, absorption, self.probes[tilt], self.pixels(tilt, index), self.geometry.optics)

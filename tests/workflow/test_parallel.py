@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,3 +91,29 @@ def test_an_error_is_told_once_and_ends_all(series, tmp_path):
     assert len(sentences(error)) == 1, error
     assert "already holds a run" in error
     assert "Traceback" not in error
+
+
+def test_the_slurm_script_starts_a_process_for_every_task(tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    scripts = {
+        "petomo": 'echo "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT: $*" >> "$LOG"; exit 130\n',
+        "srun": 'while [ "${1:0:2}" = -- ]; do shift; done\n'
+        'for n in 0 1; do SLURM_PROCID=$n SLURM_LOCALID=0 "$@" || code=$?; done; exit $code\n',
+        "scontrol": 'if [ "$1" = show ]; then echo node7; echo node8; else echo "$*" >> "$LOG"; fi\n',
+    }
+    for name, text in scripts.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}")
+        (tools / name).chmod(0o755)
+    script = Path(__file__).parents[2] / "examples" / "slurm.sh"
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "SLURM_JOB_ID": "9"}
+    environment |= {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "node[7-8]"}
+    done = subprocess.run(
+        ["bash", script, "my config.yaml", "RUN"], cwd=tmp_path, env=environment, check=False
+    )
+    assert done.returncode == 130
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "0 0 2 node7 20009: run my config.yaml --out RUN",
+        "1 0 2 node7 20009: run my config.yaml --out RUN",
+        "requeue 9",
+    ]

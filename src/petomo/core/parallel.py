@@ -169,37 +169,49 @@ class _Shared(torch.autograd.Function):
         return gradient, None
 
 
+def _lengths(team: Team, count: int) -> list[int]:
+    return [part.stop - part.start for part in (team.share(count, rank) for rank in range(team.size))]
+
+
 def _concatenate(team: Team, slab: Tensor, count: int, dim: int) -> Tensor:
-    """All slabs in a row along ``dim``; the library wants them equally long, so they are padded."""
-    lengths = [p.stop - p.start for p in (team.share(count, r) for r in range(team.size))]
-    first = slab.movedim(dim, 0)
-    padded = first.new_zeros(max(lengths), *first.shape[1:])
-    padded[: len(first)] = first
+    """All slabs in a row along ``dim``, contiguous."""
+    lengths, shape = _lengths(team, count), list(slab.shape)
+    # sent as they lie in memory, so that the only copy is the one into the whole
+    order = list(range(slab.ndim))
+    if min(*lengths, *slab.shape) > 1:
+        order.sort(key=slab.stride, reverse=True)
+    if slab.shape[dim] < max(lengths):  # the library wants all equally long
+        shape[dim] = max(lengths)
+        padded = slab.new_zeros([shape[d] for d in order])
+        padded.narrow(order.index(dim), 0, slab.shape[dim]).copy_(slab.permute(order))
+    else:
+        padded = slab.permute(order).contiguous()
     parts = [torch.empty_like(padded) for _ in lengths]
     with _others_there():
         dist.all_gather(parts, padded)
-    return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)]).movedim(0, dim)
+    whole = slab.new_empty([count if d == dim else n for d, n in enumerate(slab.shape)])
+    targets = whole.permute(order).split(lengths, order.index(dim))
+    for target, part in zip(targets, parts, strict=True):
+        target.copy_(part.narrow(order.index(dim), 0, target.shape[order.index(dim)]))
+    return whole
 
 
 def _transpose(team: Team, slab: Tensor, count: int, have: int, want: int) -> Tensor:
     """From slabs along ``have``, ``count`` long in all, to slabs along ``want``."""
-    pieces, wanted = [], team.share(slab.shape[want])
-    shape = list(slab.shape)
-    shape[want] = wanted.stop - wanted.start
-    for rank in range(team.size):
-        part = team.share(slab.shape[want], rank)
-        pieces.append(slab.narrow(want, part.start, part.stop - part.start).flatten())
-    lengths = [p.stop - p.start for p in (team.share(count, r) for r in range(team.size))]
-    rest = shape[:have] + shape[have + 1 :]
-    sizes = [n * torch.Size(rest).numel() for n in lengths]
-    out = slab.new_empty(sum(sizes))
+    pieces = slab.split(_lengths(team, slab.shape[want]), want)
+    shape = list(pieces[team.rank].shape)
+    shape[have] = count
+    out = slab.new_empty(shape)
+    blocks = out.split(_lengths(team, count), have)
+    sent, received = slab.new_empty(slab.numel()), slab.new_empty(out.numel())
+    sent_sizes, sizes = ([part.numel() for part in parts] for parts in (pieces, blocks))
+    for buffer, piece in zip(sent.split(sent_sizes), pieces, strict=True):
+        buffer.view(piece.shape).copy_(piece)
     with _others_there():
-        dist.all_to_all_single(out, torch.cat(pieces), sizes, [len(p) for p in pieces])
-    blocks = [
-        block.view(*shape[:have], n, *shape[have + 1 :])
-        for block, n in zip(out.split(sizes), lengths, strict=True)
-    ]
-    return torch.cat(blocks, dim=have)
+        dist.all_to_all_single(received, sent, sizes, sent_sizes)
+    for block, buffer in zip(blocks, received.split(sizes), strict=True):
+        block.copy_(buffer.view(block.shape))
+    return out
 
 
 @contextmanager

@@ -213,6 +213,25 @@ class AnalysisSettings(Section):
     atoms: AtomSettings = AtomSettings()
 
 
+class RefinementSettings(Section):
+    """After the volume: atoms, poses and scans through the patterns (needs analysis.atoms.elements)."""
+
+    rounds: NonNegativeInt = Field(
+        default=3, description="probe fit, refinement, second look at the atoms; 0 = leave it out"
+    )
+    iterations: PositiveInt = Field(default=4, description="quasi-Newton iterations a round")
+    probe_modes: PositiveInt = Field(
+        default=10, description="modes that stand for source size and focal spread, which are fitted"
+    )
+    theta_width_degree: PositiveFloat = Field(
+        default=0.3, description="expected error of the stage tilt (standard deviation)"
+    )
+    affine_width: PositiveFloat = Field(default=0.01, description="expected distortion of a scan, as a share")
+    position_width_angstrom: PositiveFloat = Field(
+        default=0.1, description="expected error of single scan positions along an axis"
+    )
+
+
 class ComputeSettings(Section):
     """Where and how the numbers are crunched."""
 
@@ -253,6 +272,7 @@ class Config(Section):
     alignment: AlignmentSettings = AlignmentSettings()
     end_to_end: EndToEndSettings = EndToEndSettings()
     analysis: AnalysisSettings = AnalysisSettings()
+    refinement: RefinementSettings = RefinementSettings()
     compute: ComputeSettings = ComputeSettings()
     output: OutputSettings = OutputSettings()
 

@@ -23,6 +23,7 @@ SECTIONS = {
     "alignment": ("alignment",),
     "end_to_end": ("end_to_end", "analysis.fsc"),
     "analysis": ("analysis",),
+    "refinement": ("refinement",),
     "report": (),
 }
 """Settings each stage depends on, beside those of the stages before it."""

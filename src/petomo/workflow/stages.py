@@ -8,6 +8,7 @@ from petomo.workflow.step_analysis import analysis, report
 from petomo.workflow.step_bright_field import bright_field
 from petomo.workflow.step_end_to_end import end_to_end
 from petomo.workflow.step_ptychography import ptychography
+from petomo.workflow.step_refinement import refinement
 
 STAGES: Stages = {
     "bright_field": bright_field,
@@ -15,5 +16,6 @@ STAGES: Stages = {
     "alignment": alignment,
     "end_to_end": end_to_end,
     "analysis": analysis,
+    "refinement": refinement,
     "report": report,
 }

@@ -1,0 +1,141 @@
+"""After the volume: its atoms, refined with poses and scans through the patterns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.data import atomic_numbers, chemical_symbols
+from torch import Tensor
+
+from petomo.algorithms.atom_refinement import AtomOptions, refine_atoms, restore
+from petomo.algorithms.site_review import Candidates
+from petomo.io.artefacts import (
+    read_atoms,
+    read_poses,
+    read_positions,
+    read_probes,
+    write_atoms,
+    write_poses,
+    write_positions,
+    write_probes,
+)
+from petomo.models.atomic_tomography import AtomicTomography, Sites
+from petomo.models.ptycho_tomography import TomographyGeometry
+from petomo.physics.multislice import MultisliceOptics
+from petomo.physics.partial_coherence import ProbeModel
+from petomo.physics.resample import SliceGeometry
+from petomo.workflow.context import RunContext
+from petomo.workflow.grids import Grids, PatternReader, complex_dtype, make_loss, plan_grids, slicing
+
+STAGE = "refinement"
+_SOURCE, _FOCAL, _VARIANCE = 0.1, 10.0, 0.01  # A, A, A^2: ordinary values to start from
+
+
+def refinement(context: RunContext) -> None:
+    """Refine atoms, poses and scans; replaces ``atoms.xyz`` and the files of poses, positions and probes."""
+    settings, elements = context.config.refinement, context.config.analysis.atoms.elements
+    folder = context.inputs(STAGE, "atoms.xyz", "poses.json", "probes.h5", "positions.h5")
+    atoms = read_atoms(folder / "atoms.xyz")
+    if settings.rounds == 0 or not elements or len(atoms) == 0:
+        why = "no atoms were traced" if elements else "analysis.atoms.elements does not say which there are"
+        context.reporter.log(f"{STAGE}: left out, " + ("as asked" if settings.rounds == 0 else why))
+        return
+    context = replace(context, device=torch.device("cpu"))  # small matrices, many of them
+    grids = plan_grids(context.series, context.config)
+    reader = PatternReader(context.series, grids.window.shape, context.device)
+    options = _options(context)
+    model, probes = _start(context, grids, reader, atoms, options)
+    saved = context.restore(STAGE)
+    total, state = options.rounds * options.iterations, saved
+    solver = refine_atoms(
+        model,
+        probes,
+        reader,
+        make_loss(context, grids, "poisson"),
+        context.series.stage_tilts,
+        [atomic_numbers[e] for e in elements],
+        options,
+        Candidates(grids.volume_shape, context.config.analysis.atoms.min_distance_angstrom),
+        saved,
+    )
+    for status in solver:
+        state = status.state
+        context.iteration(STAGE, status.iteration, total, status.loss, lambda s=state: s, **status.extras)
+    assert state is not None  # rounds and iterations are positive
+    restore(model, state)
+    _write(context, grids, model, [ProbeModel.from_dict(p) for p in state["probes"]], state["errors"])
+
+
+def _options(context: RunContext) -> AtomOptions:
+    settings = context.config.refinement
+    return AtomOptions(
+        rounds=settings.rounds,
+        iterations=settings.iterations,
+        probe_modes=settings.probe_modes,
+        theta_width=math.radians(settings.theta_width_degree),
+        affine_width=settings.affine_width,
+        stray_width=settings.position_width_angstrom,
+    )
+
+
+def _start(
+    context: RunContext, grids: Grids, reader: PatternReader, atoms: Atoms, options: AtomOptions
+) -> tuple[AtomicTomography, list[ProbeModel]]:
+    series, folder = context.series, context.inputs(STAGE)
+    energy, dtype = series[0].energy_ev, complex_dtype(context.config)
+    count, thickness = slicing(series, context.config, grids)
+    geometry = TomographyGeometry(
+        SliceGeometry(count, thickness, grids.field, grids.voxel),
+        MultisliceOptics(grids.window, energy, thickness),
+    )
+    poses, _ = read_poses(folder / "poses.json")
+    positions, _ = read_positions(folder / "positions.h5")
+    probes = [
+        ProbeModel(
+            tilt.semiangle_mrad,
+            (_SOURCE**2, _SOURCE**2, 0.0),
+            _FOCAL**2,
+            {"C10": -defocus},
+            float(reader.mean(number).double().sum()),
+        )
+        for number, (tilt, defocus) in enumerate(
+            zip(series, read_probes(folder / "probes.h5").defocus, strict=True)
+        )
+    ]
+    modes = [p.modes(grids.window, energy, options.probe_modes).to(dtype) for p in probes]
+    many = len(atoms)
+    sites = Sites(
+        atoms.numbers,
+        torch.as_tensor(atoms.positions),
+        torch.ones(many, dtype=torch.float64),
+        torch.full((many,), _VARIANCE, dtype=torch.float64),
+    )
+    return AtomicTomography(sites, poses, modes, positions, geometry), probes
+
+
+def _write(
+    context: RunContext, grids: Grids, model: AtomicTomography, probes: list[ProbeModel], errors: Tensor
+) -> None:
+    folder, series = context.folder, context.series
+    sites = model.current_sites()
+    atoms = Atoms([chemical_symbols[z] for z in sites.numbers], positions=sites.positions.numpy())
+    atoms.set_array("occupancy", sites.occupancy.numpy())
+    atoms.set_array("mean_square_displacement", sites.variance.numpy())
+    atoms.set_array("position_error", np.asarray(errors))
+    write_atoms(folder / "atoms.xyz", atoms)
+    write_poses(folder / "poses.json", model.poses, [t.name for t in series])
+    _, initial = read_positions(context.inputs(STAGE) / "positions.h5")
+    write_positions(folder / "positions.h5", [model.positions(t) for t in range(len(series))], initial)
+    modes = [model.probe(t).cpu() for t in range(len(series))]
+    defocus = [-p.aberrations["C10"] for p in probes]
+    write_probes(folder / "probes.h5", modes, (grids.voxel, grids.voxel), series[0].energy_ev, defocus)
+    symbols = atoms.get_chemical_symbols()
+    context.summarise(
+        atoms={e: symbols.count(e) for e in sorted(set(symbols))},
+        source_angstrom=float(np.mean([np.mean(p.source[:2]) for p in probes])) ** 0.5,
+        focal_spread_angstrom=float(np.mean([p.focal_variance for p in probes])) ** 0.5,
+    )

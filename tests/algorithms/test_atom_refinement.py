@@ -1,0 +1,286 @@
+"""Atoms and poses refined through patterns of their own model."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import assert_gradients
+from petomo.algorithms.atom_curvatures import Curvatures
+from petomo.algorithms.atom_refinement import AtomOptions, Objective, refine_atoms, restore, snapshot
+from petomo.algorithms.probe_fit import fit_probe
+from petomo.algorithms.quasi_newton import minimise
+from petomo.algorithms.site_errors import position_errors
+from petomo.algorithms.site_review import Candidates, drop_weak, keep_sites, name_elements, occupancy_wanted
+from petomo.analysis.matching import register
+from petomo.models.atomic_tomography import AtomicTomography, Sites
+from petomo.objectives.losses import Poisson
+from petomo.physics.multislice import diffract
+from petomo.physics.partial_coherence import ProbeModel
+from ptycho_problems import ATOMS, ENERGY, end_to_end_problem
+
+NUMBERS = np.array([13, 8, 8, 13, 8, 13])
+TILTS = (-0.7, -0.3, 0.1, 0.5, 0.9)
+ELECTRONS = 3e4
+
+
+def sites(numbers=NUMBERS, points=ATOMS) -> Sites:
+    count = len(numbers)
+    return Sites(
+        np.asarray(numbers),
+        torch.as_tensor(points, dtype=torch.float64),
+        torch.ones(count, dtype=torch.float64),
+        torch.full((count,), 0.01, dtype=torch.float64),
+    )
+
+
+def probe_model(tilt: int) -> ProbeModel:
+    return ProbeModel(28.0, (0.01, 0.015, 0.002), 100.0, {"C10": -25.0 - 5 * tilt}, ELECTRONS)
+
+
+def truth(modes: int = 3) -> AtomicTomography:
+    frame = end_to_end_problem(tilts=TILTS, scan=(6, 6))
+    window = frame.geometry.optics.window
+    waves = [probe_model(t).modes(window, ENERGY, modes) for t in range(len(TILTS))]
+    return AtomicTomography(sites(), frame.poses, waves, [p.data for p in frame.positions], frame.geometry)
+
+
+def reader(model: AtomicTomography):
+    patterns = [model.predict(t, torch.arange(len(model.stray[t]))) for t in range(len(TILTS))]
+    return lambda tilt, index: patterns[tilt][index]
+
+
+def objective(model, read, **options) -> Objective:
+    nominal = model.angles.data[:, 1].clone()
+    wide = {"phi_width": 1.0, "theta_width": 1.0, "psi_width": 1.0, "scale_width": 1.0} | options
+    return Objective(model, read, Poisson(), nominal, AtomOptions(**wide))
+
+
+def nudge(model: AtomicTomography, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter, size in (
+        (model.sites, 0.06), (model.angles, 3e-3), (model.tau, 0.05), (model.affine, 3e-3),
+        (model.occupancy, 0.05),
+    ):  # fmt: skip
+        parameter.data += size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    model.affine.data -= model.affine.data.mean(0)
+
+
+def test_gradient_of_every_parameter():
+    model = truth(modes=2)
+    read = reader(model)
+    nudge(model)
+    model.variance.data += 0.004
+    for stray in model.stray:
+        stray.data += 0.02 * torch.randn_like(stray)
+    target = objective(model, read)
+    point = target.point()
+    _, gradient = target(point)
+    torch.manual_seed(0)
+    start = 0
+    for name, parameter in model.named_parameters():
+        stop = start + parameter.numel()
+        direction = torch.zeros_like(point)
+        direction[start:stop] = torch.randn(stop - start, dtype=torch.float64)
+        # five points: the curvature changes fast along some of these
+        h = 1e-5
+        value = [target(point + k * h * direction)[0] for k in (-2, -1, 1, 2)]
+        slope = (value[0] - 8 * value[1] + 8 * value[2] - value[3]) / (12 * h)
+        assert slope == pytest.approx(float(gradient @ direction), rel=1e-5, abs=1e-4), name
+        start = stop
+
+
+def test_moving_the_specimen_by_tau_moves_the_scan_back():
+    model = truth()
+    before = model.positions(1).clone()
+    scan = model.relative_scan(1).detach().clone()
+    model.tau.data[1] += torch.tensor([0.3, -0.2])
+    torch.testing.assert_close(model.relative_scan(1).detach(), scan - torch.tensor([0.3, -0.2]).double())
+    torch.testing.assert_close(model.positions(1), before)  # what the coils did is another matter
+
+
+def test_psi_turns_the_scan_along():
+    model = truth()
+    lab, scan = model.lab(2).detach(), model.relative_scan(2).detach()
+    model.angles.data[2, 2] += 0.2
+    c, s = np.cos(0.2), np.sin(0.2)
+    turn = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+    torch.testing.assert_close(model.lab(2).detach()[:, :2], lab[:, :2] @ turn.T)
+    torch.testing.assert_close(model.relative_scan(2).detach(), scan @ turn.T)
+
+
+def test_recovers_atoms_and_poses():
+    model = truth()
+    read = reader(model)
+    nudge(model)
+    model.tau.data -= model.tau.data.mean(0)
+    target = objective(model, read, occupancy_width=1.0, affine_width=1.0)
+    solver = minimise(target, target.point(), target.preconditioner(Curvatures(model, 4.0)))
+    first = next(solver)
+    last = list(itertools.islice(solver, 12))[-1]
+    # the likelihood of noise-free data is least, and zero, at the truth
+    assert last.value < 0.02 * first.value
+    target.go(last.point)
+    moved = register(model.sites.detach().numpy(), ATOMS.numpy()).apply(model.sites.detach().numpy())
+    assert np.abs(moved - ATOMS.numpy()).max() < 0.02
+
+
+def test_preconditioner_is_symmetric_and_positive():
+    model = truth()
+    target = objective(model, reader(model))
+    apply = target.preconditioner(Curvatures(model, 4.0))
+    torch.manual_seed(1)
+    a, b = (torch.randn_like(target.point()) for _ in range(2))
+    assert float(a @ apply(b)) == pytest.approx(float(b @ apply(a)), rel=1e-6)
+    assert all(float(v @ apply(v)) > 0 for v in (a, b))
+
+
+def test_preconditioner_is_near_the_inverse_hessian_where_weak_modes_are():
+    """A stretch along z with the tilts and scans that make up for it: what atoms alone cannot see."""
+    model = truth()
+    target = objective(model, reader(model), affine_width=1.0)
+    apply = target.preconditioner(Curvatures(model, 4.0))
+    theta, parts = model.angles.data[:, 1], {}
+    for name, parameter in model.named_parameters():
+        parts[name] = torch.zeros_like(parameter.data)
+    parts["sites"][:, 2] = model.sites.data[:, 2]
+    parts["angles"][:, 1] = -torch.tan(theta)
+    parts["affine"][:, 0, 0] = torch.tan(theta) ** 2
+    mode = torch.cat([p.flatten() for p in parts.values()])
+    point, h = target.point(), 1e-4
+    product = (target(point + h * mode)[1] - target(point - h * mode)[1]) / (2 * h)
+    back = apply(product)
+    # M^-1 H v should be v, up to the model's neglects
+    cosine = float(back @ product / (mode @ product))
+    assert 0.2 < cosine < 5.0
+
+
+def test_minimise_beats_the_hessian_of_a_quadratic():
+    torch.manual_seed(0)
+    root = torch.randn(8, 8, dtype=torch.float64)
+    matrix, right = root @ root.T + torch.eye(8), torch.randn(8, dtype=torch.float64)
+
+    def evaluate(x):
+        return float(0.5 * x @ matrix @ x - right @ x), matrix @ x - right
+
+    solver = minimise(evaluate, torch.zeros(8, dtype=torch.float64), lambda g: g / matrix.diagonal())
+    now = list(itertools.islice(solver, 30))[-1]
+    torch.testing.assert_close(now.point, torch.linalg.solve(matrix, right), rtol=1e-4, atol=1e-5)
+
+
+def test_fits_the_probe():
+    model, tilt = truth(), 1
+    index = torch.arange(36)
+    measured = model.predict(tilt, index)
+    phase, pixels = model.phase(tilt).detach(), model.relative_scan(tilt).detach() / model.pixel_size
+    optics = model.geometry.optics
+    begin = ProbeModel(28.0, (0.02, 0.008, 0.0), 60.0, {"C10": -37.0}, 1.02 * ELECTRONS)
+
+    def predict(modes):
+        return diffract(phase, None, modes, pixels, optics)
+
+    fitted, loss = fit_probe(begin, predict, measured, Poisson(), optics, 3, iterations=5)
+    assert fitted.aberrations["C10"] == pytest.approx(-30.0, abs=0.5)
+    assert fitted.electrons == pytest.approx(ELECTRONS, rel=2e-3)
+    assert fitted.source == pytest.approx((0.01, 0.015, 0.002), abs=2e-3)
+    assert loss < 0.01
+
+
+def test_names_elements_by_strength():
+    model = truth()
+    read = reader(model)
+    wrong = np.array([8, 8, 8, 13, 13, 13])
+    model.numbers = wrong
+    # the strength that the refinement would find
+    model.occupancy.data[0], model.occupancy.data[4] = 1.55, 0.65
+    assert name_elements(model, [13, 8]) == 2
+    assert (model.numbers == NUMBERS).all()
+    assert (model.occupancy.data - 1).abs().max() < 0.2
+    assert read(0, torch.arange(1)).shape[0] == 1
+
+
+def test_finds_a_missing_atom_and_drops_a_false_one():
+    model = truth()
+    read = reader(model)
+    rest = sites().select(np.array([0, 2, 3, 4, 5]))
+    keep_sites(model, rest)
+    asked = occupancy_wanted(
+        model, read, Poisson(), 8, Candidates((13, 15, 16)), Curvatures(model, 4.0).shapes
+    )
+    top = np.array(np.unravel_index(asked.argmax(), asked.shape))
+    place = ((top - np.array([13, 15, 16]) // 2) * model.pixel_size)[::-1]
+    assert np.linalg.norm(place - ATOMS[1].numpy()) < 0.6
+    model.occupancy.data[2] = 0.1
+    assert drop_weak(model, 0.4, 1.0) == 1
+    assert len(model.numbers) == 4
+
+
+def test_resumes_to_the_same_result():
+    model = truth()
+    read = reader(model)
+    nominal = model.angles.data[:, 1].clone()
+    nudge(model)
+    begin = snapshot(model)
+    options = AtomOptions(rounds=2, iterations=2, probe_modes=3, probe_patterns=9)
+    start = [probe_model(t) for t in range(len(TILTS))]
+
+    def run(state=None):
+        return list(refine_atoms(model, start, read, Poisson(), nominal, [13, 8], options, state=state))
+
+    whole = run()
+    assert [s.iteration for s in whole] == [1, 2, 3, 4]
+    kept = whole[2].state
+    restore(model, begin)
+    again = run(kept)
+    assert [s.iteration for s in again] == [3, 4]
+    assert whole[-1].loss == again[-1].loss
+    for name, value in whole[-1].state["parameters"].items():
+        assert torch.equal(value, again[-1].state["parameters"][name]), name
+    errors = whole[-1].state["errors"]
+    assert errors.shape == (6, 3)
+    assert bool((errors > 0).all())
+
+
+def test_standard_errors_are_those_of_counting_noise():
+    scaled = []
+    for seed in range(3):
+        model = truth()
+        expected = reader(model)
+        generator = torch.Generator().manual_seed(seed)
+        patterns = [
+            torch.poisson(expected(t, torch.arange(36)), generator=generator) for t in range(len(TILTS))
+        ]
+        target = objective(model, lambda t, i, p=patterns: p[t][i], stray_width=1e-3)
+        curvatures = Curvatures(model, 4.0)
+        solver = minimise(target, target.point(), target.preconditioner(curvatures))
+        now = list(itertools.islice(solver, 6))[-1]
+        target(now.point)
+        errors = position_errors(model, target.bundle(curvatures), target.slopes)
+        found = model.sites.detach().numpy()
+        moved = register(found, ATOMS.numpy()).apply(found)
+        scaled.append((moved - ATOMS.numpy()) / errors.numpy())
+    assert 0.5 < np.sqrt(np.mean(np.square(scaled))) < 1.5
+
+
+def test_gradients_through_the_scan():
+    model = truth(modes=1)
+
+    def scan(angles, affine):
+        turned = torch.func.functional_call(
+            _Scan(model), {"model.angles": angles, "model.affine": affine}, (0,)
+        )
+        return turned
+
+    assert_gradients(
+        scan, model.angles.detach().clone().requires_grad_(), model.affine.detach().clone().requires_grad_()
+    )
+
+
+class _Scan(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tilt):
+        return self.model.relative_scan(tilt)

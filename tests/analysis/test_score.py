@@ -154,3 +154,15 @@ def test_rmsd_per_axis_is_the_error_put_in():
     score = score_atoms(found, true)
     np.testing.assert_allclose(score["rmsd_xyz_angstrom"], [0.1, 0.02, 0.3], rtol=0.05)
     assert score["rmsd_angstrom"] == pytest.approx(np.sqrt(0.1**2 + 0.02**2 + 0.3**2), rel=0.05)
+
+
+def test_quoted_standard_errors_are_held_against_the_errors():
+    true = _true_atoms()
+    found = true.copy()
+    rng = np.random.default_rng(3)
+    sigma = rng.uniform(0.01, 0.05, found.positions.shape)
+    found.positions += 2 * sigma * rng.choice([-1, 1], sigma.shape)
+    assert score_atoms(found, true)["z_score_rms"] is None
+    found.set_array("position_error", sigma)
+    score = score_atoms(found, true)
+    assert score["z_score_rms"] == pytest.approx(2.0, rel=0.1)  # the rigid motion takes a little

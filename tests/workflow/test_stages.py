@@ -51,6 +51,7 @@ end_to_end:
     - {type: nonnegative}
     - {type: support, start: 1}
 analysis: {atoms: {elements: [Pt, Al, O]}, fsc: {half_sets: true}}
+refinement: {rounds: 2, iterations: 2, probe_modes: 3}
 compute: {threads: 1, device: cpu}
 output: {save_every: 1000}
 """
@@ -159,7 +160,7 @@ def test_every_artefact_is_there(minute):
     assert found["projections"].shape == (TILTS, height, width)
     assert len(found["names"]) == len(found["defocus"]) == TILTS
     assert all(found[f"positions {t}"].shape == (56, 2) for t in range(TILTS))
-    assert all(found[f"probes {t}"].shape == (2, 24, 24) for t in range(TILTS))
+    assert all(found[f"probes {t}"].shape == (3, 24, 24) for t in range(TILTS))
     assert np.isfinite(found["volume"]).all()
     assert found["volume"].min() >= 0.0
     assert found["volume"].max() > 1.0, "volts"
@@ -249,7 +250,7 @@ def test_crashing_anywhere_changes_nothing(minute, tmp_path, save_every):
     assert_same(folder, minute / "run")
 
 
-@pytest.mark.parametrize("stage", ["alignment", "end_to_end", "analysis"])
+@pytest.mark.parametrize("stage", ["alignment", "end_to_end", "analysis", "refinement"])
 def test_redoing_a_stage_gives_the_same(minute, tmp_path, stage):
     folder = copy_of(minute, tmp_path)
     run(load_config(minute / "run.yaml"), folder, start_from=stage, stages=WORK)
@@ -275,7 +276,7 @@ def test_given_poses_are_taken(minute, tmp_path):
     poses = artefacts.Poses(phi, theta, psi, torch.tensor(truth["tau_xy_angstrom"]))
     artefacts.write_poses(tmp_path / "poses.json", poses, [str(t) for t in range(TILTS)])
     folder = copy_of(minute, tmp_path)
-    still = [f"end_to_end.{k}.step_size=0" for k in ("poses", "affine", "positions")]
+    still = [f"end_to_end.{k}.step_size=0" for k in ("poses", "affine", "positions")] + ["refinement.rounds=0"]
     config = load_config(minute / "run.yaml", [f"alignment.poses={tmp_path / 'poses.json'}", *still])
     run(config, folder, start_from="alignment", stages=WORK)
     found, _ = artefacts.read_poses(folder / "poses.json")

@@ -115,6 +115,7 @@ def score_atoms(
         "invented_share": len(lone) / max(len(found), 1),
         "wrong_element": int(wrong.sum()),
         **_rmsd(error),
+        "z_score_rms": _z_score(found, match.found, error),
         "elements": elements,
         "motion": {
             "angle_degree": float(np.rad2deg(motion.angle)),
@@ -122,6 +123,13 @@ def score_atoms(
             "rotation_matrix": motion.rotation.tolist(),
         },
     }
+
+
+def _z_score(found: Atoms, index: np.ndarray, error: np.ndarray) -> float | None:
+    """Root mean square of the errors over their quoted standard errors; 1 if these are right."""
+    if "position_error" not in found.arrays or len(index) == 0:
+        return None
+    return _rms((error / found.arrays["position_error"][index]).ravel())
 
 
 def _rmsd(error: np.ndarray) -> dict[str, Any]:
@@ -246,13 +254,15 @@ def _atom_lines(atoms: dict[str, Any]) -> list[str]:
     header = ("", "true", "found", "share", "missed", "wrong", "invented", "rmsd", "x", "y", "z")
     whole = atoms | {"found_share": atoms["found"] / max(atoms["true"], 1)}
     rows = [_atom_row(symbol, value) for symbol, value in [*atoms["elements"].items(), ("all", whole)]]
-    motion = atoms["motion"]
+    motion, z = atoms["motion"], atoms.get("z_score_rms")
+    calibration = [] if z is None else [f"errors     {z:.2f} x their quoted standard errors (rms)"]
     return [
         f"atoms within {atoms['radius_angstrom']:g} A, one to one, after a rigid motion of "
         f"{motion['angle_degree']:.2f} degrees and {np.linalg.norm(motion['shift_xyz_angstrom']):.2f} A",
         *("".join(f"{cell:>9}" for cell in row) for row in (header, *rows)),
         f"invented   {atoms['invented']} of {atoms['traced']} traced atoms "
         f"({100 * atoms['invented_share']:.1f} %)",
+        *calibration,
     ]
 
 

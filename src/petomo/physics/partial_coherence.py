@@ -23,7 +23,7 @@ _SHIFTS, _DEFOCI = 5, 3  # nodes of the quadratures, enough for blurs below the 
 
 @dataclass(frozen=True)
 class ProbeModel:
-    """A probe described by what the microscope does.
+    """A mixed-state probe (paper Eq. 10) described by what the microscope does.
 
     Parameters
     ----------

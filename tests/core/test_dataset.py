@@ -85,9 +85,9 @@ def test_a_mirror_keeps_all_pixels_and_undoes_itself():
 @pytest.mark.parametrize("flip", FLIPS)
 def test_bad_pixels_are_mended_and_masked_where_they_are_stored(flip):
     array = np.full((6, 6, 9), 3.0)
-    good = dataset(ArraySource(array + np.arange(6)[:, None, None]), flip=flip)
+    array += np.arange(6)[:, None, None]
+    good = dataset(ArraySource(array.copy()), flip=flip)
     assert good.bad_pixel_mask is None
-    array = good.source.array.copy()
     array[:, 1, 2], array[:, 5, 8], array[:, 5, 7] = 900, np.nan, -4
     spoilt = dataset(
         ArraySource(array), flip=flip, counts_per_electron=2.0, bad_pixels=((1, 2), (5, 8), (5, 7))

@@ -159,7 +159,7 @@ def test_a_case_that_fails_does_not_stop_the_others(spec, monkeypatch):
         plan(read_plan(spec, ["simulation.stage_tilt_degree=[-1,0,1]"]), "other")
 
 
-def result(found=3, rmsd=0.1, along=1.25):
+def result(found: int = 3, rmsd: float = 0.1, along: float | None = 1.25):
     part = {"true": 4, "found": found, "wrong_element": 0, "rmsd_angstrom": rmsd}
     return {
         "atoms": {

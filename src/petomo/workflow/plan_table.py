@@ -32,7 +32,7 @@ def _case(row: dict[str, Any], full: bool) -> list[str]:
     low, high = row["tilt_range_degree"]
     asked = [
         row["name"],
-        *(f"{row[f'dose_{of}_per_square_angstrom']:.5g}" for of in ("per_tilt", "total")),
+        *(_dose(row[f"dose_{of}_per_square_angstrom"]) for of in ("per_tilt", "total")),
         str(row["tilts"]),
         f"{low:g} to {high:g}",
         "x".join(dict.fromkeys(f"{step:g}" for step in row["scan_step_angstrom"])),
@@ -63,6 +63,10 @@ def _elements(row: dict[str, Any], symbols: Sequence[str]) -> list[str]:
 
 def _number(value: float | None, how: str) -> str:
     return "-" if value is None else format(value, how)
+
+
+def _dose(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

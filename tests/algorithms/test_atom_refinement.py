@@ -12,7 +12,14 @@ from petomo.algorithms.atom_refinement import AtomOptions, Objective, refine_ato
 from petomo.algorithms.probe_fit import fit_probe
 from petomo.algorithms.quasi_newton import minimise
 from petomo.algorithms.site_errors import position_errors
-from petomo.algorithms.site_review import Candidates, drop_weak, keep_sites, name_elements, occupancy_wanted
+from petomo.algorithms.site_review import (
+    Candidates,
+    add_missing,
+    drop_weak,
+    keep_sites,
+    name_elements,
+    occupancy_wanted,
+)
 from petomo.analysis.matching import register
 from petomo.models.atomic_tomography import AtomicTomography, Sites
 from petomo.objectives.losses import Poisson
@@ -211,9 +218,13 @@ def test_finds_a_missing_atom_and_drops_a_false_one():
     top = np.array(np.unravel_index(asked.argmax(), asked.shape))
     place = ((top - np.array([13, 15, 16]) // 2) * model.pixel_size)[::-1]
     assert np.linalg.norm(place - ATOMS[1].numpy()) < 0.6
+    shapes = Curvatures(model, 4.0).shapes
+    assert add_missing(model, read, Poisson(), 8, Candidates((13, 15, 16)), 0.9 * asked.max(), shapes) == 1
+    assert model.numbers[-1] == 8
+    assert np.linalg.norm(model.sites.detach().numpy()[-1] - ATOMS[1].numpy()) < 0.6
     model.occupancy.data[2] = 0.1
     assert drop_weak(model, 0.4, 1.0) == 1
-    assert len(model.numbers) == 4
+    assert len(model.numbers) == 5
 
 
 def test_resumes_to_the_same_result():

@@ -19,7 +19,7 @@ from petomo.algorithms.bundle_preconditioner import POSE_PARAMETERS, BundlePreco
 from petomo.algorithms.probe_fit import PARAMETERS, QUICK, fit_probe
 from petomo.algorithms.quasi_newton import minimise
 from petomo.algorithms.site_errors import position_errors
-from petomo.algorithms.site_review import Candidates, keep_sites, review
+from petomo.algorithms.site_review import Candidates, add_missing, drop_weak, keep_sites, name_elements
 from petomo.algorithms.status import Status
 from petomo.models.atomic_tomography import AtomicTomography
 from petomo.physics.multislice import Loss, diffract
@@ -43,7 +43,10 @@ class AtomOptions:
     probe_patterns : int
         How many patterns of a tilt its probe is fitted to.
     least_occupancy : float
-        Sites with less are dropped, places that ask for more become sites.
+        Sites with less are dropped.
+    least_wanted : float
+        Places where one Newton step asks for more of an atom become sites. A whole atom that is missing
+        asks for about a quarter, because the curvature is that of atoms that all grow together.
     phi_width, theta_width, psi_width : float
         Radian; about the mean over the tilts, theta about the nominal stage tilt.
     affine_width : float
@@ -63,6 +66,7 @@ class AtomOptions:
     probe_modes: int = 10
     probe_patterns: int = 40
     least_occupancy: float = 0.4
+    least_wanted: float = 0.15
     phi_width: float = math.radians(0.3)
     theta_width: float = math.radians(0.3)
     psi_width: float = math.radians(0.3)
@@ -257,9 +261,12 @@ def refine_atoms(
                 yield Status(number * options.iterations + step, now.value / patterns, extras, begun)
         objective(now.point)  # brings the model and the slopes there
         if number < options.rounds - 1:
-            extras |= review(
-                model, read, loss, elements, options.least_occupancy, candidates, curvatures.shapes
-            )
+            extras["renamed"] = float(name_elements(model, elements))
+            extras["dropped"] = float(drop_weak(model, options.least_occupancy, 1.0))
+            if candidates is not None:
+                least = options.least_wanted
+                added = add_missing(model, read, loss, min(elements), candidates, least, curvatures.shapes)
+                extras["added"] = float(added)
             end = _state(model, probes, number + 1, positions)
         else:
             errors = position_errors(model, objective.bundle(curvatures), objective.slopes)

@@ -221,7 +221,7 @@ def _step_object(model, options, regularizers, work, tilt, electrons, scale, cur
 
 def _along_beam(terms: Sequence, model: Model, tilt: int) -> list:
     """Terms with their depth direction along the beam of this tilt, seen from the specimen."""
-    if not isinstance(model, PtychoTomography):
+    if not isinstance(model, PtychoTomography) or not any(isinstance(t, DepthKernel) for t in terms):
         return list(terms)
     beam = rotation_matrices(*model.angles.data[tilt])[2].tolist()
     return [replace(t, beam=tuple(beam)) if isinstance(t, DepthKernel) else t for t in terms]

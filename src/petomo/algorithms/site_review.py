@@ -34,25 +34,20 @@ class Candidates:
     min_distance: float = 1.3
 
 
-def strengths(model: AtomicTomography, elements: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Root mean square phase of every atom, and that of a whole atom of each element.
+def strength(model: AtomicTomography, number: int) -> float:
+    """Root of the integrated square of a whole atom's projected potential, unit as in `projected_factor`."""
+    return float(projected_factor(int(number), model.geometry.slices.shape, model.pixel_size).norm())
 
-    Returns
-    -------
-    np.ndarray, np.ndarray
-        ``(atom,)`` and ``(element,)``, in one unit.
-    """
-    (ny, nx), voxel = model.geometry.slices.shape, model.pixel_size
-    whole = {z: float(projected_factor(int(z), (ny, nx), voxel).square().sum().sqrt()) for z in set(elements)}
-    for z in np.unique(model.numbers):
-        whole.setdefault(int(z), float(projected_factor(int(z), (ny, nx), voxel).square().sum().sqrt()))
-    own = np.array([whole[int(z)] for z in model.numbers]) * model.occupancy.detach().cpu().numpy()
-    return own, np.array([whole[z] for z in elements])
+
+def strengths(model: AtomicTomography) -> np.ndarray:
+    """The model's atoms' strengths ``(atom,)``, occupancies included."""
+    whole = {z: strength(model, z) for z in np.unique(model.numbers)}
+    return np.array([whole[z] for z in model.numbers]) * model.occupancy.detach().numpy()
 
 
 def name_elements(model: AtomicTomography, elements: Sequence[int]) -> int:
     """Give every atom the element whose strength is nearest to its own; returns how many changed."""
-    own, whole = strengths(model, elements)
+    own, whole = strengths(model), np.array([strength(model, z) for z in elements])
     nearest = np.abs(np.log(np.maximum(own, 1e-9))[:, None] - np.log(whole)).argmin(axis=1)
     numbers = np.asarray(elements)[nearest]
     changed = numbers != model.numbers
@@ -76,7 +71,7 @@ def keep_sites(model: AtomicTomography, sites: Sites) -> None:
 def drop_weak(model: AtomicTomography, least: float, min_distance: float) -> int:
     """Remove atoms of less than ``least`` occupancy, and the weaker of two that met; returns how many."""
     occupancy, positions = model.occupancy.detach().numpy(), model.sites.detach().numpy()
-    own, _ = strengths(model, [int(model.numbers[0])])
+    own = strengths(model)
     keep = occupancy >= least
     for i, j in KDTree(positions).query_pairs(min_distance):
         keep[i if own[i] < own[j] else j] = False
@@ -93,13 +88,15 @@ def add_missing(
     least: float,
     shapes: Tensor,
 ) -> int:
-    """Add atoms of one element where the likelihood asks for at least ``least`` of one; returns how many.
+    """Add atoms of one element where `occupancy_wanted` is at least ``least``; returns how many.
 
     Parameters
     ----------
     shapes : Tensor
         Curvature of the loss per square radian of phase, for atoms that grow, ``(tilt,)``.
     """
+    if not (model.numbers == element).any():
+        return 0  # nothing to compare with
     asked = occupancy_wanted(model, read, loss, element, candidates, shapes)
     top = (asked == maximum_filter(asked, 5)) & (asked >= least)
     index = np.argwhere(top)
@@ -170,23 +167,3 @@ def volume_gradient(model: AtomicTomography, read: Callable, loss, shape: tuple[
         (back,) = torch.autograd.grad(stack, volume, slope * model.sigma)
         total += back
     return total
-
-
-def review(
-    model: AtomicTomography,
-    read: Callable,
-    loss,
-    elements: Sequence[int],
-    least: float,
-    candidates: Candidates | None,
-    shapes: Tensor,
-) -> dict[str, float]:
-    """Name, drop and add atoms; counts of each."""
-    distance = candidates.min_distance if candidates else 1.0
-    counts = {"renamed": float(name_elements(model, elements))}
-    counts["dropped"] = float(drop_weak(model, least, distance))
-    lightest = min(int(z) for z in elements)
-    if candidates and (model.numbers == lightest).any():
-        added = add_missing(model, read, loss, lightest, candidates, least, shapes)
-        counts["added"] = float(added)
-    return counts

@@ -1,0 +1,181 @@
+"""One pass by several processes against one, one thread each, in turns within one run.
+
+    python benchmarks/scaling.py                   # two processes, volume 108 x 110 x 140
+    python benchmarks/scaling.py --processes 4 --volume 160 176 176 --batch 256
+
+Wall time is what counts, but means something only while the machine has a processor for every process:
+the load is printed, and beside it the processor time of the busiest process, which sees the communication
+and all work done twice but not the waiting. The least of the rounds counts.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from petomo.algorithms.descent import reconstruct
+from petomo.algorithms.descent_options import DescentOptions, Schedule
+from petomo.core.dataset import scan_positions
+from petomo.core.grid import Grid
+from petomo.core.parallel import ALONE, Team, assembled
+from petomo.core.pose import Poses
+from petomo.models.ptycho_tomography import PtychoTomography, TomographyGeometry
+from petomo.models.ptychography import Ptychography
+from petomo.objectives.losses import Amplitude
+from petomo.objectives.regularizers import L1Real, NonNegative
+from petomo.physics.multislice import MultisliceOptics
+from petomo.physics.probe import hermite_modes, make_probe
+from petomo.physics.resample import SliceGeometry
+
+TARGET, VOXEL, SLICES, MODES, WINDOW = 1.8, 0.25, 8, 3, 64
+
+
+def options(settings: argparse.Namespace, angles: bool) -> DescentOptions:
+    """Everything is refined from the first pass."""
+    moves = Schedule(0.5)
+    return DescentOptions(
+        10**6, settings.batch, volume=Schedule(1.0), probe=moves, positions=moves, affine=moves,
+        poses=moves if angles else Schedule(0.0), curvature_every=settings.curvature_every,
+    )  # fmt: skip
+
+
+def series(settings: argparse.Namespace, angles: tuple[float, float]) -> tuple[PtychoTomography, list]:
+    """Two tilts with the given phi and psi, and patterns of noise: the time does not depend on them."""
+    torch.manual_seed(0)
+    shape, grid = tuple(settings.volume), Grid((WINDOW, WINDOW), VOXEL)
+    thickness = shape[0] * VOXEL / SLICES
+    optics = MultisliceOptics(grid, 3e5, thickness)
+    geometry = TomographyGeometry(SliceGeometry(SLICES, thickness, shape[1:], VOXEL), optics)
+    probe = hermite_modes(make_probe(grid, 3e5, 20.0, {"C10": -100.0}, 1e4), MODES, grid).to(torch.complex64)
+    theta = torch.tensor([-0.4, 0.5], dtype=torch.float64)
+    poses = Poses(torch.full_like(theta, angles[0]), theta, torch.full_like(theta, angles[1]),
+                  torch.zeros(2, 2, dtype=torch.float64))  # fmt: skip
+    step = ((shape[1] - 24) * VOXEL / settings.scan[0], (shape[2] - 24) * VOXEL / settings.scan[1])
+    positions = [scan_positions(tuple(settings.scan), step)] * 2
+    patterns = [torch.poisson(torch.full((len(p), WINDOW, WINDOW), 1e4 / WINDOW**2)) for p in positions]
+    return PtychoTomography(20 * torch.rand(shape), poses, [probe] * 2, positions, geometry), patterns
+
+
+def end_to_end(settings: argparse.Namespace, team: Team, angles: tuple[float, float], turned: bool):
+    """Passes of Algorithm 3."""
+    model, patterns = series(settings, angles)
+    terms = [L1Real(0.01), NonNegative()]
+    return reconstruct(
+        model, lambda t, i: patterns[t][i], Amplitude(), options(settings, turned), terms, None, team
+    )
+
+
+def single_tilts(settings: argparse.Namespace, team: Team):
+    """Passes of Algorithm 1 over as many tilts as there are processes, each its share of them."""
+    model, patterns = series(settings, (0.0, 0.0))
+    phase = model.phase(0)[0].detach()
+    tilts = range(settings.processes)[team.share(settings.processes)]
+    solvers = [
+        reconstruct(
+            Ptychography(phase, model.probes[0].detach(), model.positions[0].detach(), model.geometry.optics),
+            lambda _, i: patterns[0][i], Amplitude(), options(settings, False), [L1Real(0.01), NonNegative()],
+        )
+        for _ in tilts
+    ]  # fmt: skip
+    while True:
+        for solver in solvers:
+            next(solver)
+        yield
+
+
+CASES: dict[str, Callable] = {
+    "single tilts": single_tilts,
+    "end to end": partial(end_to_end, angles=(0.0, 0.0), turned=False),
+    "end to end, phi and psi": partial(end_to_end, angles=(0.009, 0.012), turned=False),
+    "end to end, angles refined": partial(end_to_end, angles=(0.009, 0.012), turned=True),
+}
+
+
+def timed(passes, count: int) -> tuple[float, float]:
+    """Wall and processor seconds of ``count`` passes."""
+    wall, processor = time.perf_counter(), time.process_time()
+    for _ in range(count):
+        next(passes)
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def compare(make: Callable, settings: argparse.Namespace, team: Team) -> tuple[list[float], list[float]]:
+    """Least wall and processor seconds of a pass, ``[by one, by all]`` each."""
+    alone, together, count = make(settings, ALONE), make(settings, team), settings.curvature_every
+    timed(together, 1)
+    if team.main:
+        timed(alone, 1)
+    times = []
+    for _ in range(settings.rounds):
+        team.wait_for_main()
+        one = timed(alone, count) if team.main else (0.0, 0.0)
+        team.wait_for_main()
+        everybody = team.gather((*timed(together, count), *one))
+        times.append([max(values) / count for values in zip(*everybody, strict=True)])
+    wall, processor, wall_alone, processor_alone = (min(column) for column in zip(*times, strict=True))
+    return [wall_alone, wall], [processor_alone, processor]
+
+
+def work(settings: argparse.Namespace) -> None:
+    """What every process does; the first one prints the table."""
+    torch.set_num_threads(1)
+    with assembled() as team:
+        if team.main:
+            voxels = " x ".join(map(str, settings.volume))
+            scan = " x ".join(map(str, settings.scan))
+            print(f"{team.size} processes on {os.cpu_count()} cpus; volume {voxels}, 2 tilts of {scan},")
+            print(
+                f"{WINDOW} x {WINDOW} pixels, {SLICES} slices, {MODES} modes, batches of {settings.batch}.\n"
+            )
+            print("| pass | one: s | all: s | faster | one: core-s | busiest: core-s | faster | load |")
+            print("|---|---:|---:|---:|---:|---:|---:|---:|")
+        for name, make in CASES.items():
+            wall, processor = compare(make, settings, team)
+            if team.main:
+                cells = [f"{a:.2f} | {b:.2f} | {a / b:.2f} x" for a, b in (wall, processor)]
+                print(f"| {name} | {cells[0]} | {cells[1]} | {os.getloadavg()[0]:.1f} |", flush=True)
+        if team.main:
+            print(
+                f"\nAim: {TARGET} x by two; with a load above the number of cpus wall time is not conclusive."
+            )
+
+
+def launch(processes: int) -> int:
+    """Start this script once for every process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, *sys.argv]
+    team = [subprocess.Popen(command, env=common | {"RANK": str(rank)}) for rank in range(processes)]
+    return max(process.wait() for process in team)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--volume", type=int, nargs=3, default=(108, 110, 140))
+    parser.add_argument("--scan", type=int, nargs=2, default=(16, 24))
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--curvature-every", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    settings = parser.parse_args()
+    if "RANK" not in os.environ:
+        return launch(settings.processes)
+    work(settings)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

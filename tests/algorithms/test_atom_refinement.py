@@ -295,3 +295,14 @@ class _Scan(torch.nn.Module):
 
     def forward(self, tilt):
         return self.model.relative_scan(tilt)
+
+
+def test_priors_count_from_the_nominal_scan():
+    plain = truth()
+    bent = AtomicTomography(
+        plain.current_sites(), plain.poses, [plain.probe(t) for t in range(5)],
+        [plain.positions(t) for t in range(5)], plain.geometry, torch.full((5, 2, 2), 0.01),
+    )  # fmt: skip
+    read = reader(plain)
+    values = [float(objective(model, read, affine_width=0.01).prior().detach()) for model in (plain, bent)]
+    assert values[1] - values[0] == pytest.approx(0.5 * 5 * 4, rel=0.01)

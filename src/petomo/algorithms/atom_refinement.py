@@ -62,7 +62,7 @@ class AtomOptions:
     """
 
     rounds: int = 3
-    iterations: int = 4
+    iterations: int = 3
     probe_modes: int = 10
     probe_patterns: int = 40
     least_occupancy: float = 0.4
@@ -138,12 +138,13 @@ class Objective:
         """Half the sum of squared deviations in standard deviations."""
         model, o = self.model, self.options
         phi, theta, psi = model.angles.unbind(-1)
-        theta, mean = theta - self.nominal, model.affine.mean(0)
+        theta, affine = theta - self.nominal, model.affine + model.get_buffer("start_affine")
+        mean = affine.mean(0)
         deviations = [
             (phi - phi.mean()) / o.phi_width,
             (theta - theta.mean()) / o.theta_width,
             (psi - psi.mean()) / o.psi_width,
-            model.affine / o.affine_width,
+            affine / o.affine_width,
             mean[0, 0] / o.scale_width,
             mean[1, 1] / o.scale_width,
             (mean[0, 1] + mean[1, 0]) / (2 * o.scale_width),

@@ -67,6 +67,8 @@ class AtomicTomography(nn.Module):
         Start positions ``(k, 2)`` as (x, y) in angstrom for every tilt.
     geometry : TomographyGeometry
         Slices and optics.
+    distortion : Tensor, optional
+        How far the start positions of each tilt are distorted already, ``(tilt, 2, 2)``; for the priors.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class AtomicTomography(nn.Module):
         probes: Sequence[Tensor],
         positions: Sequence[Tensor],
         geometry: TomographyGeometry,
+        distortion: Tensor | None = None,
     ):
         super().__init__()
         self.geometry, self.numbers = geometry, np.asarray(sites.numbers)
@@ -86,6 +89,9 @@ class AtomicTomography(nn.Module):
         self.angles = nn.Parameter(torch.stack([poses.phi, poses.theta, poses.psi], dim=-1).double())
         self.tau = nn.Parameter(poses.tau.double().clone())
         self.affine = nn.Parameter(torch.zeros(len(poses), 2, 2, dtype=torch.float64))
+        self.register_buffer(
+            "start_affine", self.affine.data.clone() if distortion is None else distortion.double()
+        )
         self.stray = nn.ParameterList([torch.zeros_like(p, dtype=torch.float64) for p in positions])
         self.register_buffer("start_psi", poses.psi.double().clone())
         self.register_buffer("start_tau", poses.tau.double().clone())

@@ -219,7 +219,7 @@ class RefinementSettings(Section):
     rounds: NonNegativeInt = Field(
         default=3, description="probe fit, refinement, second look at the atoms; 0 = leave it out"
     )
-    iterations: PositiveInt = Field(default=4, description="quasi-Newton iterations a round")
+    iterations: PositiveInt = Field(default=3, description="quasi-Newton iterations a round")
     probe_modes: PositiveInt = Field(
         default=10, description="modes that stand for source size and focal spread, which are fitted"
     )

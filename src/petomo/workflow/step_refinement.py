@@ -13,6 +13,7 @@ from torch import Tensor
 
 from petomo.algorithms.atom_refinement import AtomOptions, refine_atoms, restore
 from petomo.algorithms.site_review import Candidates
+from petomo.core.least_squares import least_squares
 from petomo.io.artefacts import (
     read_atoms,
     read_poses,
@@ -93,7 +94,9 @@ def _start(
         MultisliceOptics(grids.window, energy, thickness),
     )
     poses, _ = read_poses(folder / "poses.json")
-    positions, _ = read_positions(folder / "positions.h5")
+    positions, nominal = read_positions(folder / "positions.h5")
+    distortion, scale = distortions(positions, nominal)
+    poses, positions = poses.replace(tau=poses.tau * scale), [p.double() * scale for p in positions]
     probes = [
         ProbeModel(
             tilt.semiangle_mrad,
@@ -110,11 +113,25 @@ def _start(
     many = len(atoms)
     sites = Sites(
         atoms.numbers,
-        torch.as_tensor(atoms.positions),
+        torch.as_tensor(atoms.positions) * scale,
         torch.ones(many, dtype=torch.float64),
         torch.full((many,), _VARIANCE, dtype=torch.float64),
     )
-    return AtomicTomography(sites, poses, modes, positions, geometry), probes
+    return AtomicTomography(sites, poses, modes, positions, geometry, distortion), probes
+
+
+def distortions(positions: list[Tensor], nominal: list[Tensor]) -> tuple[Tensor, float]:
+    """Linear distortion of every scan ``(tilt, 2, 2)``, and the scale that brings their mean back to none.
+
+    The volume's scale may drift with that of the scans; a factor on both undoes it.
+    """
+    maps = []
+    for p, start in zip(positions, nominal, strict=True):
+        design = torch.cat([start.double(), torch.ones(len(start), 1, dtype=torch.float64)], dim=1)
+        maps.append(least_squares(design, p.double())[:2].T)
+    linear = torch.stack(maps)
+    scale = 2 / float(linear.mean(0).trace())
+    return linear * scale - torch.eye(2, dtype=torch.float64), scale
 
 
 def _write(

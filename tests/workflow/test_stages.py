@@ -276,7 +276,8 @@ def test_given_poses_are_taken(minute, tmp_path):
     poses = artefacts.Poses(phi, theta, psi, torch.tensor(truth["tau_xy_angstrom"]))
     artefacts.write_poses(tmp_path / "poses.json", poses, [str(t) for t in range(TILTS)])
     folder = copy_of(minute, tmp_path)
-    still = [f"end_to_end.{k}.step_size=0" for k in ("poses", "affine", "positions")] + ["refinement.rounds=0"]
+    still = [f"end_to_end.{k}.step_size=0" for k in ("poses", "affine", "positions")]
+    still.append("refinement.rounds=0")
     config = load_config(minute / "run.yaml", [f"alignment.poses={tmp_path / 'poses.json'}", *still])
     run(config, folder, start_from="alignment", stages=WORK)
     found, _ = artefacts.read_poses(folder / "poses.json")

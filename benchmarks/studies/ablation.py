@@ -9,6 +9,7 @@ is drawn too; here the atoms and the Fourier shell correlation with the truth de
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,19 @@ DRAWN = (
 )
 
 
-def runs(quick: bool, work: Path) -> tuple[list[dict[str, Any]], Path, dict[str, Any]]:
+def runs(quick: bool, work: Path, so_far: bool) -> tuple[list[dict[str, Any]], Path, dict[str, Any]]:
     """Rows in order, the defaults first; the series' folder, and its specification."""
     spec, settings = series.core_shell(quick), series.core_shell_settings(quick)
     data = series.simulate_once(spec, work / "core_shell")
     base = work / "core_shell_run"
-    rows = [study.reconstruct_once(base, data, settings) | {"group": "", "name": "defaults", "folder": base}]
+    first = study.reconstruct_once(base, data, settings, so_far=so_far)
+    rows = [first | {"group": "", "name": "defaults", "folder": base}]
     for number, (group, name, stage, changes) in enumerate(ROWS):
         folder = work / f"ablation_{number:02d}"
-        row = study.reconstruct_once(folder, data, study.merged(settings, changes), base, stage)
-        rows.append(row | {"group": group, "name": name, "folder": folder})
+        with suppress(study.Unfinished):
+            changed = study.merged(settings, changes)
+            row = study.reconstruct_once(folder, data, changed, base, stage, so_far)
+            rows.append(row | {"group": group, "name": name, "folder": folder})
     return rows, data, spec
 
 
@@ -119,12 +123,9 @@ def figure(rows: list[dict[str, Any]], data: Path) -> Figure:
     axes[0].legend(fontsize=7, frameon=False)
     names = [f"{row['group']}: {row['name']}" if row["group"] else "defaults" for row in rows]
     places = np.arange(len(rows))[::-1]
-    axes[1].barh(
-        places + 0.2, [row["cones"]["z"] or np.nan for row in rows], 0.38, color=COLOURS[1], label="along z"
-    )
-    axes[1].barh(
-        places - 0.2, [_across(row) or np.nan for row in rows], 0.38, color=COLOURS[0], label="across"
-    )
+    along, across = [row["cones"]["z"] or np.nan for row in rows], [_across(row) or np.nan for row in rows]
+    axes[1].barh(places + 0.2, along, 0.38, color=COLOURS[1], label="along z")
+    axes[1].barh(places - 0.2, across, 0.38, color=COLOURS[0], label="across")
     axes[1].set_yticks(places, names, fontsize=6)
     axes[1].set_xlim(0, min(3.0, 1.15 * float(np.nanmax(along))))
     label(axes[1], "FSC 0.5 with truth (Å)", "")
@@ -151,7 +152,7 @@ def _spectrum(axis: Any, volume: np.ndarray, voxel: Any, **style: Any) -> None:
 def main() -> None:
     args = study.arguments(__doc__)
     work = study.workplace(args)
-    rows, data, spec = runs(args.quick, work)
+    rows, data, spec = runs(args.quick, work, args.so_far)
     text = f"{series.facts(spec, data)}\n\n{table(rows)}"
     study.publish("ablation", args.quick, text, figure(rows, data), args.write, work)
 

@@ -70,7 +70,7 @@ def settings(quick: bool, factor: int) -> dict[str, Any]:
     return common | (dense if factor < 4 else sparse)
 
 
-def runs(quick: bool, work: Path) -> tuple[dict[int, Any], Path, dict[str, Any]]:
+def runs(quick: bool, work: Path, so_far: bool) -> tuple[dict[int, Any], Path, dict[str, Any]]:
     """A row for each sub-sampling, the dense series' folder, and its specification."""
     spec = te_carbon(quick)
     data = series.simulate_once(spec, work / "te_carbon")
@@ -79,7 +79,10 @@ def runs(quick: bool, work: Path) -> tuple[dict[int, Any], Path, dict[str, Any]]
     for factor, stride in STRIDES.items():
         kept = data if stride == (1, 1) else series.subset(data, work / f"te_carbon_{factor}", every, stride)
         folder = work / f"half_sets_{factor}"
-        row = study.reconstruct_once(folder, kept, settings(quick, factor))
+        try:
+            row = study.reconstruct_once(folder, kept, settings(quick, factor), so_far=so_far)
+        except study.Unfinished:
+            continue
         a, b, voxel = read_half_volumes(folder / "half_volumes.h5")
         truth = study.truth_in_frame(folder, kept, read_atoms(folder / "atoms.xyz"), a.shape, voxel)
         halves = fourier_shell_correlation(a, b, voxel)
@@ -136,7 +139,7 @@ def figure(rows: dict[int, Any]) -> Figure:
 def main() -> None:
     args = study.arguments(__doc__)
     work = study.workplace(args)
-    rows, data, spec = runs(args.quick, work)
+    rows, data, spec = runs(args.quick, work, args.so_far)
     text = f"{series.facts(spec, data)}\n\n{table(rows)}"
     study.publish("half_sets", args.quick, text, figure(rows), args.write, work)
 

@@ -11,6 +11,7 @@ tells how much is owed to prior knowledge and how much to multislice.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,18 @@ DRAWN = ("end-to-end", "linear tomography")
 VARIANTS = {"neither L1 nor sign": "end-to-end, no L1, any sign", "1": "end-to-end, one slice"}
 
 
-def runs(quick: bool, work: Path) -> tuple[dict[str, tuple[Path, str]], Path, dict[str, Any]]:
+def runs(quick: bool, work: Path, so_far: bool) -> tuple[dict[str, tuple[Path, str]], Path, dict[str, Any]]:
     """Name, run folder and file of every volume; the series' folder, and its specification."""
     spec, settings = series.core_shell(quick), series.core_shell_settings(quick)
     data, run = series.simulate_once(spec, work / "core_shell"), work / "core_shell_run"
-    study.reconstruct_once(run, data, settings)
+    study.reconstruct_once(run, data, settings, so_far=so_far)
     found = {"end-to-end": (run, "volume.mrc")}
     for number, (_, name, stage, changes) in enumerate(ablation.ROWS):
         if name in VARIANTS:
             folder = work / f"ablation_{number:02d}"
-            study.reconstruct_once(folder, data, study.merged(settings, changes), run, stage)
-            found[VARIANTS[name]] = folder, "volume.mrc"
+            with suppress(study.Unfinished):
+                study.reconstruct_once(folder, data, study.merged(settings, changes), run, stage, so_far)
+                found[VARIANTS[name]] = folder, "volume.mrc"
     return found | {"linear tomography": (run, "volume_linear.mrc")}, data, spec
 
 
@@ -154,7 +156,7 @@ def radial_shares(axis: Axes, found: dict[str, dict[str, Any]], spec: dict[str, 
 def main() -> None:
     args = study.arguments(__doc__)
     work = study.workplace(args)
-    places, data, spec = runs(args.quick, work)
+    places, data, spec = runs(args.quick, work, args.so_far)
     found = volumes(places, data)
     text = f"{series.facts(spec, data)}\n\n{table(found, spec)}"
     study.publish("missing_wedge", args.quick, text, figure(found, spec), args.write, work)

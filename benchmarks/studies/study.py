@@ -43,6 +43,10 @@ SMALLEST_FREQUENCY = 0.2
 LARGEST_FIGURE = 150_000  # bytes
 
 
+class Unfinished(Exception):
+    """A row that is still to be reconstructed, where only finished ones were asked for."""
+
+
 def arguments(description: str | None) -> argparse.Namespace:
     """Command line of a study."""
     parser = argparse.ArgumentParser(
@@ -52,6 +56,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--work", type=Path, default=Path("runs/studies"), help="data and runs; kept, resumed"
     )
+    parser.add_argument("--so-far", action="store_true", help="only what is finished; reconstruct nothing")
     parser.add_argument("--write", action="store_true", help="put table and figure into docs/studies")
     return parser.parse_args()
 
@@ -78,6 +83,7 @@ def reconstruct_once(
     settings: Mapping[str, Any],
     base: Path | None = None,
     start_from: str | None = None,
+    so_far: bool = False,
 ) -> dict[str, Any]:
     """Run all stages up to the analysis and score them; what is there already is continued or only read.
 
@@ -91,6 +97,13 @@ def reconstruct_once(
         Sections of a configuration.
     base, start_from
         A finished run whose stages before ``start_from`` are taken over.
+    so_far : bool
+        Reconstruct nothing.
+
+    Raises
+    ------
+    Unfinished
+        If there is no such row so far.
     """
     own = {"name": folder.name, "data": {"root": str(data.resolve())}, "output": {"save_every": 4}}
     config = Config.model_validate(merged(settings, own))
@@ -98,6 +111,8 @@ def reconstruct_once(
     done = folder / "row.json"
     if done.exists() and read_json(done)["from"] == wanted:
         return read_json(done)["row"]
+    if so_far:
+        raise Unfinished(folder.name)
     print(f"reconstructing {folder}", flush=True)
     begun = (folder / "config.yaml").exists() and load_config(folder / "config.yaml").name == folder.name
     if begun and done.exists():  # finished with other settings or data

@@ -8,6 +8,7 @@ unaligned patterns. Quoted are the atoms found, and the errors and the resolutio
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from petomo.io.artefacts import read_atoms
 from petomo.io.volumes import read_mrc
 
 RANGES = (90, 80, 70, 60, 40, 30)
-SHOWN = (90, 60, 40, 30)
+SHOWN = 4  # depth sections
 
 
-def runs(quick: bool, work: Path) -> tuple[dict[int, Any], Path, dict[str, Any]]:
+def runs(quick: bool, work: Path, so_far: bool) -> tuple[dict[int, Any], Path, dict[str, Any]]:
     """A row for each tilt range, the series' folder, and its specification."""
     spec = series.core_shell(quick)
     data = series.simulate_once(spec, work / "core_shell")
@@ -34,8 +35,9 @@ def runs(quick: bool, work: Path) -> tuple[dict[int, Any], Path, dict[str, Any]]
         whole = len(tilts) == len(spec["stage_tilt_degree"])
         kept = data if whole else series.subset(data, work / f"core_shell_{width}", tilts)
         folder = work / ("core_shell_run" if whole else f"tilt_range_{width}")
-        row = study.reconstruct_once(folder, kept, series.core_shell_settings(quick))
-        rows[width] = row | {"folder": folder, "data": kept, "tilts": len(tilts)}
+        with suppress(study.Unfinished):
+            row = study.reconstruct_once(folder, kept, series.core_shell_settings(quick), so_far=so_far)
+            rows[width] = row | {"folder": folder, "data": kept, "tilts": len(tilts)}
     return rows, data, spec
 
 
@@ -58,26 +60,27 @@ def table(rows: dict[int, Any]) -> str:
 def figure(rows: dict[int, Any]) -> Figure:
     """Depth sections through the core, as in figure 2d, above atoms found and errors."""
     drawn, axes = grid(8, columns=4, width=2.6, height=2.5)
-    sections = {width: depth_section(rows[width]["folder"], rows[width]["data"]) for width in SHOWN}
-    truth = sections[SHOWN[0]][1]
+    widths = list(rows)
+    shown = [widths[i] for i in np.unique(np.linspace(0, len(widths) - 1, SHOWN).round().astype(int))]
+    sections = {width: depth_section(rows[width]["folder"], rows[width]["data"]) for width in shown}
+    truth = sections[shown[0]][1]
     top = float(np.quantile(truth, 0.998))
-    pictures = [("truth", truth)] + [(f"{width}°", sections[width][0]) for width in SHOWN]
-    voxel = sections[SHOWN[0]][2]
+    pictures = [("truth", truth)] + [(f"{width}°", sections[width][0]) for width in shown]
+    voxel = sections[shown[0]][2]
     for axis, (name, picture) in zip(axes, pictures, strict=False):
-        axis.imshow(picture, cmap="gray", vmin=0, vmax=top, origin="lower")
-        title(axis, f"{name}: slab y = 0, 1.5 Å")
+        axis.imshow(np.sqrt(picture.clip(0, top)), cmap="gray", vmin=0, vmax=top**0.5, origin="lower")
+        title(axis, f"{name}: root of the slab at y = 0")
         axis.set_xticks([])
         axis.set_yticks([])
         label(axis, "x", "z (beam)")
     scale_bar(axes[0], truth.shape[1], voxel)
-    widths = list(rows)
     for symbol, colour in zip(("Pt", "Al", "O"), COLOURS, strict=False):
         axes[5].plot(
             widths, [100 * rows[w]["found"][symbol] for w in widths], "o-", color=colour, label=symbol
         )
     for name, colour in zip("xyz", COLOURS, strict=False):
         values = [(rows[w]["rmsd_xyz"] or [np.nan] * 3)["xyz".index(name)] for w in widths]
-        axes[6].plot(widths, values, "o-", color=colour, label=name)
+        axes[6].plot(widths, values, "o-", ms=4, color=colour, label=name)
         axes[7].plot(
             widths, [rows[w]["cones"][name] or np.nan for w in widths], "o-", color=colour, label=name
         )
@@ -111,7 +114,7 @@ def _about(centre: int, reach: int) -> tuple[int, int]:
 def main() -> None:
     args = study.arguments(__doc__)
     work = study.workplace(args)
-    rows, data, spec = runs(args.quick, work)
+    rows, data, spec = runs(args.quick, work, args.so_far)
     text = f"{series.facts(spec, data)}\n\n{table(rows)}"
     study.publish("tilt_range", args.quick, text, figure(rows), args.write, work)
 

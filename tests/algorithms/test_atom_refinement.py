@@ -236,14 +236,15 @@ def test_resumes_to_the_same_result():
     options = AtomOptions(rounds=2, iterations=2, probe_modes=3, probe_patterns=9)
     start = [probe_model(t) for t in range(len(TILTS))]
 
-    def run(state=None):
+    def run(state=None, model=model):
         return list(refine_atoms(model, start, read, Poisson(), nominal, [13, 8], options, state=state))
 
     whole = run()
     assert [s.iteration for s in whole] == [1, 2, 3, 4]
     kept = whole[2].state
-    restore(model, begin)
-    again = run(kept)
+    fresh = truth()
+    restore(fresh, begin)
+    again = run(kept, fresh)
     assert [s.iteration for s in again] == [3, 4]
     assert whole[-1].loss == again[-1].loss
     for name, value in whole[-1].state["parameters"].items():

@@ -244,6 +244,8 @@ def refine_atoms(
         first, probes = int(state["round"]), [ProbeModel.from_dict(p) for p in state["probes"]]
         positions = [torch.as_tensor(p) for p in state["curvatures"]] or None
         restore(model, state)
+        for tilt, known in enumerate(positions or ()):
+            model.weigh_positions(tilt, known)
     patterns = sum(len(s) for s in model.stray)
     for number in range(first, options.rounds):
         begun = _state(model, probes, number, positions)

@@ -65,7 +65,12 @@ def refinement(context: RunContext) -> None:
     )
     for status in solver:
         state = status.state
-        context.iteration(STAGE, status.iteration, total, status.loss, lambda s=state: s, **status.extras)
+        # a round is done again from its beginning, so that only its end can be saved
+        ended = status.iteration % options.iterations == 0
+        keep = (lambda s=state: s) if ended else None
+        context.iteration(STAGE, status.iteration, total, status.loss, keep, **status.extras)
+        if ended:
+            context.save(STAGE, state)
     assert state is not None  # rounds and iterations are positive
     restore(model, state)
     _write(context, grids, model, [ProbeModel.from_dict(p) for p in state["probes"]], state["errors"])

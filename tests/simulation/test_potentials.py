@@ -6,8 +6,8 @@ import torch
 from scipy.integrate import quad
 
 from petomo.core.grid import Grid
-from petomo.simulation.potentials import AtomicPotential
 from petomo.physics.scattering_factors import SCATTERING_TO_VOLT, scattering_factor, table
+from petomo.simulation.potentials import AtomicPotential
 
 
 def potential_3d(z: int, r: float, parametrization: str) -> float:

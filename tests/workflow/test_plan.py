@@ -88,7 +88,7 @@ def test_all_combinations_repeats_and_an_equal_total_dose():
         ("tilts: [3]", "tilts: [2]", r"tiny.yaml line 11: `compare.tilts.0` .*at least 3"),
         ("tilts: [3]", "highest_tilt_degree: [90]", r"less than 90"),
         ("tilts: [3]", "dosis: [3]", r"`compare.dosis`"),
-        ("method: none", "methode: none", r"tiny.yaml line 14: `bright_field.methode`.*`method`"),
+        ("method: none", "methods: none", r"tiny.yaml line 14: `bright_field.methods`.*`method`"),
         ("full_scan_shape", "repeat: 3\nfull_scan_shape", r"did you mean `repeats`"),
         ("run:", "run:\n  data: {root: x}", r"`run` has `data`, which the plan makes itself"),
         ("tilts: [3]", "also: {thin: {defocus_angstrom: 900}}", r"case 'thin': .*reduce defocus_angstrom"),

@@ -151,7 +151,7 @@ def _spectrum(axis: Any, volume: np.ndarray, voxel: Any, **style: Any) -> None:
 
 def main() -> None:
     args = study.arguments(__doc__)
-    work = study.workplace(args)
+    work = study.work_folder(args)
     rows, data, spec = runs(args.quick, work, args.so_far)
     text = f"{series.facts(spec, data)}\n\n{table(rows)}"
     study.publish("ablation", args.quick, text, figure(rows, data), args.write, work)

@@ -138,7 +138,7 @@ def figure(rows: dict[int, Any]) -> Figure:
 
 def main() -> None:
     args = study.arguments(__doc__)
-    work = study.workplace(args)
+    work = study.work_folder(args)
     rows, data, spec = runs(args.quick, work, args.so_far)
     text = f"{series.facts(spec, data)}\n\n{table(rows)}"
     study.publish("half_sets", args.quick, text, figure(rows), args.write, work)

@@ -155,7 +155,7 @@ def radial_shares(axis: Axes, found: dict[str, dict[str, Any]], spec: dict[str, 
 
 def main() -> None:
     args = study.arguments(__doc__)
-    work = study.workplace(args)
+    work = study.work_folder(args)
     places, data, spec = runs(args.quick, work, args.so_far)
     found = volumes(places, data)
     text = f"{series.facts(spec, data)}\n\n{table(found, spec)}"

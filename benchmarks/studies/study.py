@@ -61,7 +61,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def workplace(args: argparse.Namespace) -> Path:
+def work_folder(args: argparse.Namespace) -> Path:
     """Folder of all data and runs of one size."""
     work = args.work / ("quick" if args.quick else "full")
     work.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,7 @@ def _about(centre: int, reach: int) -> tuple[int, int]:
 
 def main() -> None:
     args = study.arguments(__doc__)
-    work = study.workplace(args)
+    work = study.work_folder(args)
     rows, data, spec = runs(args.quick, work, args.so_far)
     text = f"{series.facts(spec, data)}\n\n{table(rows)}"
     study.publish("tilt_range", args.quick, text, figure(rows), args.write, work)

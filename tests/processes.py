@@ -27,5 +27,5 @@ def start_team(size: int, *command: object) -> list[subprocess.Popen]:
 
 def ends(processes: list[subprocess.Popen]) -> tuple[list[int], str]:
     """Exit codes, and all that was said on standard error."""
-    errors = [process.communicate(timeout=180)[1] for process in processes]
+    errors = [process.communicate(timeout=600)[1] for process in processes]
     return [process.returncode for process in processes], "".join(errors)

@@ -17,7 +17,7 @@ from processes import ends, start_team
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SHORTER = {
-    "iterations: 3, slices: 2": "iterations: 2, slices: 2",
+    "iterations: 3, slices: 2": "iterations: 60, slices: 2",  # long enough to be stopped in
     "iterations: 2, bundle: {rounds: 2, iterations: 10}": "iterations: 0, bundle: {rounds: 0}",
     "iterations: 4\n": "iterations: 3\n",
 }

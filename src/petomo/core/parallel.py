@@ -8,6 +8,7 @@ be called by all its processes in the same order. A team of one does nothing of 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -253,19 +254,26 @@ def assembled() -> Iterator[Team]:
         local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
         torch.cuda.set_device(local % torch.cuda.device_count())
     store, rank, size = next(iter(dist.rendezvous("env://", timeout=timedelta(minutes=10))))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        yield Team(rank, size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        team = Team(rank, size)
+        team.wait_for_main()  # nobody leaves while others are still making connections
+        yield team
     except BaseException as error:
         told = _tell(store, rank, error)
         if told is not None:
-            raise SystemExit(told) from None
+            # taking the library down beside broken connections may abort the process, with a code of its own
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(told)
+        if backend == "gloo" and dist.is_initialized():
+            dist.destroy_process_group()
         raise
     dist.destroy_process_group()
 
 
 def _tell(store: dist.Store, rank: int, error: BaseException) -> int | None:
-    """The code of the process that ended first, or None if it was this one."""
+    """Code of the process that ended first, or None if it was this one."""
     kinds = {UserError: 2, OSError: 2, KeyboardInterrupt: 130}
     code = next((code for kind, code in kinds.items() if isinstance(error, kind)), 1)
     code = getattr(error, "exit_code", code)

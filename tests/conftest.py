@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from hypothesis import settings
 
 from helpers import SHARED
+from petomo.cli import main
 
 settings.register_profile("petomo", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("petomo")
@@ -31,6 +33,23 @@ def _reproducible():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 (third-party code may use the global generator)
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def petomo(monkeypatch, capsys):
+    """The command line in this process: exit code, standard output and standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["petomo", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture

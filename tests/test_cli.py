@@ -9,7 +9,6 @@ import h5py
 import numpy as np
 import pytest
 
-from petomo.cli import main
 from petomo.io.artefacts import read_json
 from petomo.io.volumes import write_mrc
 from petomo.workflow import runner
@@ -40,21 +39,6 @@ def folder(tmp_path, monkeypatch):
 
 def mark(context):
     context.iteration("bright_field", 1, 1, 0.5)
-
-
-@pytest.fixture
-def petomo(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["petomo", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def spoil(folder, counts):

@@ -11,11 +11,12 @@ from typing import Any
 
 import h5py
 import numpy as np
+from ase import Atoms
 from ase.data import atomic_numbers
-from scipy import fft
 
+from petomo.analysis.truth import potential_of_atoms
+from petomo.core.grid import Grid
 from petomo.io.artefacts import read_atoms, read_json, write_json
-from petomo.physics.scattering_factors import SCATTERING_TO_VOLT, scattering_factor
 from petomo.simulation.acquisition import simulate
 from petomo.simulation.spec import SimulationSpec
 
@@ -141,18 +142,8 @@ def potential(
     shape, voxel
         Grid ``z y x`` and its voxel in angstrom.
     """
-    shape, voxel = tuple(shape), [float(v) for v in voxel]
-    axes = [fft.fftfreq(n, v) for n, v in zip(shape[:2], voxel[:2], strict=True)]
-    axes.append(fft.rfftfreq(shape[2], voxel[2]))
-    q2 = axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2
-    spectrum = np.zeros(q2.shape, dtype=complex)
-    for number in np.unique(numbers):
-        corner = places[numbers == number] + [n // 2 * v for n, v in zip(shape, voxel, strict=True)][::-1]
-        waves = [np.exp(-2j * np.pi * q * corner[:, 2 - i, None]) for i, q in enumerate(axes)]
-        plane = np.einsum("az,ay->zya", waves[0], waves[1])
-        spectrum += scattering_factor(int(number), q2) * (plane @ waves[2])
-    spectrum *= SCATTERING_TO_VOLT * np.exp(-2 * np.pi**2 * PHONON_RMS**2 * q2) / np.prod(voxel)
-    return np.asarray(fft.irfftn(spectrum, s=shape))
+    grid = Grid(tuple(shape), tuple(float(v) for v in voxel))
+    return potential_of_atoms(Atoms(numbers, positions=places), grid, PHONON_RMS)
 
 
 def facts(spec: Mapping[str, Any], data: Path) -> str:

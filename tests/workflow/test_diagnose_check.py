@@ -1,13 +1,11 @@
 """`petomo check` and `petomo info` on files, as a user and as a program meet them."""
 
 import json
-import sys
 
 import h5py
 import numpy as np
 import pytest
 
-from petomo.cli import main
 from petomo.workflow.config import load_config
 from petomo.workflow.diagnose import check
 
@@ -37,21 +35,6 @@ def folder(tmp_path, monkeypatch):
         write_tilt(tmp_path / f"t{number}.h5", 10.0 * number)
     (tmp_path / "run.yaml").write_text("data: {}\n")
     return tmp_path
-
-
-@pytest.fixture
-def petomo(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["petomo", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.mark.usefixtures("folder")

@@ -262,7 +262,8 @@ def refine_atoms(
             extras = {"round": number + 1.0, "atoms": float(len(model.numbers)), "step": now.step}
             if step < options.iterations:
                 yield Status(number * options.iterations + step, now.value / patterns, extras, begun)
-        objective(now.point)  # brings the model and the slopes there
+        if not torch.equal(objective.point(), now.point):
+            objective(now.point)  # the last trial led nowhere: back, slopes and all
         if number < options.rounds - 1:
             extras["renamed"] = float(name_elements(model, elements))
             extras["dropped"] = float(drop_weak(model, options.least_occupancy, 1.0))

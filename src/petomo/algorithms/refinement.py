@@ -13,6 +13,7 @@ from torch import Tensor
 from petomo.algorithms.descent_options import DescentOptions
 from petomo.core.least_squares import least_squares
 from petomo.core.parallel import ALONE, Team
+from petomo.core.scan import affine_basis, turn_scan
 from petomo.models.ptycho_tomography import PtychoTomography
 from petomo.models.ptychography import Ptychography
 
@@ -165,23 +166,6 @@ def angle_curvature(
     product = jacobian @ jacobian.T
     team.sum_(product)
     return curvature * product * (len(positions) / len(every))
-
-
-def turn_scan(positions: Tensor, tau: Tensor, angle: float | Tensor) -> Tensor:
-    """Positions ``(k, 2)`` turned about the specimen's origin, with the specimen."""
-    angle = torch.as_tensor(angle, dtype=torch.float64, device=positions.device)
-    c, s = torch.cos(angle), torch.sin(angle)
-    matrix = torch.stack([torch.stack([c, s]), torch.stack([-s, c])])
-    return ((positions.double() - tau) @ matrix + tau).to(positions.dtype)
-
-
-def affine_basis(positions: Tensor) -> Tensor:
-    """``(k, 2, 6)``: a common shift and a linear map of scan positions about their centre."""
-    centred = positions - positions.mean(0)
-    zero, one = torch.zeros_like(centred[:, 0]), torch.ones_like(centred[:, 0])
-    x, y = centred.unbind(-1)
-    rows = torch.stack([one, zero, x, y, zero, zero, zero, one, zero, zero, x, y], dim=-1)
-    return rows.view(-1, 2, 6)
 
 
 def stray_positions(positions: Tensor, scan: Tensor) -> Tensor:

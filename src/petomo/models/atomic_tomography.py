@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from petomo.core.electron import interaction_constant
 from petomo.core.pose import Poses, rotation_matrices
+from petomo.core.scan import affine_basis, turn_scan
 from petomo.models.ptycho_tomography import TomographyGeometry
 from petomo.physics.atomic_potential import atomic_slices
 from petomo.physics.multislice import Loss, diffract, multislice_loss
@@ -139,18 +140,14 @@ class AtomicTomography(nn.Module):
         """Probe positions relative to the specimen's origin ``(k, 2)`` in angstrom."""
         start = self.get_buffer(f"scan_{tilt}")
         centred = start - start.mean(0)
-        scan = start + centred @ self.affine[tilt].T + self._single(tilt, centred)
+        scan = start + centred @ self.affine[tilt].T + self._single(tilt)
         turn = self.angles[tilt, 2] - self.get_buffer("start_psi")[tilt]
-        c, s = torch.cos(turn), torch.sin(turn)
-        turned = scan @ torch.stack([torch.stack([c, s]), torch.stack([-s, c])])
+        turned = turn_scan(scan, torch.zeros_like(scan[0]), turn)
         return turned - (self.tau[tilt] - self.get_buffer("start_tau")[tilt])
 
-    def _single(self, tilt: int, centred: Tensor) -> Tensor:
+    def _single(self, tilt: int) -> Tensor:
         """Strays without what they share: shifts and distortions have parameters of their own."""
-        zero, one = torch.zeros_like(centred[:, 0]), torch.ones_like(centred[:, 0])
-        x, y = centred.unbind(-1)
-        rows = [one, zero, x, y, zero, zero, zero, one, zero, zero, x, y]
-        shared = torch.stack(rows, dim=-1).view(-1, 2, 6)
+        shared = affine_basis(self.get_buffer(f"scan_{tilt}"))
         weighted = self.get_buffer(f"weights_{tilt}") @ shared
         right = torch.einsum("kip,ki->p", weighted, self.stray[tilt])
         common = torch.linalg.solve(torch.einsum("kip,kiq->pq", weighted, shared), right)

@@ -8,7 +8,6 @@ Fourier space at its exact place, as a product of two small matrices.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -16,21 +15,17 @@ import torch
 from torch import Tensor
 
 from petomo.physics.resample import SliceGeometry
-from petomo.physics.scattering_factors import SCATTERING_TO_VOLT, Parametrization, scattering_factor
+from petomo.physics.scattering_factors import SCATTERING_TO_VOLT, scattering_factor
 
 
 @lru_cache(maxsize=64)
-def projected_factor(
-    atomic_number: int, shape: tuple[int, int], voxel: float, parametrization: Parametrization = "lobato"
-) -> Tensor:
+def projected_factor(atomic_number: int, shape: tuple[int, int], voxel: float) -> Tensor:
     """Transform of an atom's projected potential in V angstrom^3, ``(ky, kx)`` with kx >= 0, FFT order.
 
     Kirkland 2020, Eq. 5.9: ``h^2 / (2 pi m e) f_e(q)``.
     """
     qy, qx = np.fft.fftfreq(shape[0], voxel)[:, None], np.fft.rfftfreq(shape[1], voxel)[None]
-    return torch.as_tensor(
-        SCATTERING_TO_VOLT * scattering_factor(atomic_number, qy**2 + qx**2, parametrization)
-    )
+    return torch.as_tensor(SCATTERING_TO_VOLT * scattering_factor(atomic_number, qy**2 + qx**2))
 
 
 def slice_shares(z: Tensor, geometry: SliceGeometry) -> tuple[Tensor, Tensor]:
@@ -52,7 +47,6 @@ def atomic_slices(
     numbers: np.ndarray,
     geometry: SliceGeometry,
     dtype: torch.dtype = torch.float32,
-    factors: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
     """Potential of atoms integrated over slices, ``(slice, y, x)`` in volt angstrom.
 
@@ -74,8 +68,6 @@ def atomic_slices(
         Slices to make.
     dtype : torch.dtype
         Real type of the result.
-    factors : mapping, optional
-        Transforms to use instead of `projected_factor`, by atomic number.
     """
     (ny, nx), voxel, device = geometry.shape, geometry.voxel, lab.device
     first, share = slice_shares(lab[:, 2], geometry)
@@ -84,12 +76,12 @@ def atomic_slices(
     along_y = _line(rows, lab[:, 1] / voxel + ny // 2, variance / voxel**2, dtype)
     along_x = _line(columns, lab[:, 0] / voxel + nx // 2, variance / voxel**2, dtype)
     weights = torch.stack([occupancy * (1 - share), occupancy * share]).to(dtype)
-    known = factors or {int(z): projected_factor(int(z), (ny, nx), voxel) for z in np.unique(numbers)}
+    factors = {int(z): projected_factor(int(z), (ny, nx), voxel) for z in np.unique(numbers)}
     element = torch.as_tensor(np.asarray(numbers), device=device)
     stack = []
     for s in range(geometry.slices):
         spectrum = torch.zeros(ny, nx // 2 + 1, dtype=along_y.dtype, device=device)
-        for z, factor in known.items():
+        for z, factor in factors.items():
             parts = [torch.nonzero((first == s - shift) & (element == z))[:, 0] for shift in (0, 1)]
             index = torch.cat(parts)
             if len(index):

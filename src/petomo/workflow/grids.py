@@ -14,8 +14,11 @@ from petomo.core.dataset import FourDSTEM, TiltSeries
 from petomo.core.electron import wavelength
 from petomo.core.errors import UserError
 from petomo.core.grid import Grid
+from petomo.models.ptycho_tomography import TomographyGeometry
 from petomo.objectives.losses import LOSSES
 from petomo.physics.detector import detector_mask, to_fft_order
+from petomo.physics.multislice import MultisliceOptics
+from petomo.physics.resample import SliceGeometry
 from petomo.workflow.config import Config
 from petomo.workflow.context import RunContext
 
@@ -124,6 +127,16 @@ def slicing(series: TiltSeries, config: Config, grids: Grids) -> tuple[int, floa
     wanted = settings.slice_thickness_angstrom or 1 / (3 * wavelength(data.energy_ev) * k_max**2)
     count = settings.slices or max(1, math.ceil(grids.thickness / wanted))
     return count, grids.thickness / count
+
+
+def tomography_geometry(series: TiltSeries, config: Config, grids: Grids) -> TomographyGeometry:
+    """Slices and optics of the end-to-end model, see `slicing`."""
+    count, thickness = slicing(series, config, grids)
+    return TomographyGeometry(
+        SliceGeometry(count, thickness, grids.field, grids.voxel),
+        MultisliceOptics(grids.window, series[0].energy_ev, thickness),
+        config.end_to_end.interpolation,
+    )
 
 
 def _probe_radius(series: TiltSeries) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ase import Atoms
+
 from petomo.analysis.atoms import trace_atoms
 from petomo.analysis.report import write_report
 from petomo.analysis.resolution import fourier_shell_correlation
@@ -22,14 +24,18 @@ def analysis(context: RunContext) -> None:
         threshold=settings.atoms.threshold,
     )
     write_atoms(folder / "atoms.xyz", atoms)
-    symbols = atoms.get_chemical_symbols()
-    counts = {element: symbols.count(element) for element in sorted(set(symbols))}
-    context.summarise(atoms=counts, atom_threshold_volt=atoms.info.get("threshold_volt"))
+    context.summarise(atoms=count_elements(atoms), atom_threshold_volt=atoms.info.get("threshold_volt"))
     if (folder / "half_volumes.h5").exists():
         a, b, size = read_half_volumes(folder / "half_volumes.h5")
         shells = fourier_shell_correlation(a, b, size)
         kinds = ("half_bit", "one_bit", 0.143)
         context.summarise(resolution_angstrom={str(kind): shells.resolution(kind) for kind in kinds})
+
+
+def count_elements(atoms: Atoms) -> dict[str, int]:
+    """Atoms of each element, by symbol."""
+    symbols = atoms.get_chemical_symbols()
+    return {element: symbols.count(element) for element in sorted(set(symbols))}
 
 
 def report(context: RunContext) -> None:

@@ -23,11 +23,9 @@ from petomo.io.artefacts import (
     write_probes,
 )
 from petomo.io.volumes import write_mrc
-from petomo.models.ptycho_tomography import PtychoTomography, TomographyGeometry
+from petomo.models.ptycho_tomography import PtychoTomography
 from petomo.objectives import regularizers as terms
 from petomo.physics.detector import from_fft_order
-from petomo.physics.multislice import MultisliceOptics
-from petomo.physics.resample import SliceGeometry
 from petomo.workflow.context import RunContext
 from petomo.workflow.grids import (
     Grids,
@@ -36,7 +34,7 @@ from petomo.workflow.grids import (
     make_loss,
     plan_grids,
     real_dtype,
-    slicing,
+    tomography_geometry,
 )
 from petomo.workflow.step_ptychography import common_options, defoci, to_schedule
 
@@ -65,14 +63,9 @@ def end_to_end(context: RunContext) -> None:
 
 def build_model(context: RunContext, grids: Grids) -> PtychoTomography:
     """Model with an empty volume and the artefacts of the stages before."""
-    config, energy = context.config, context.series[0].energy_ev
+    config = context.config
     folder = context.inputs(STAGE, "poses.json", "probes.h5", "positions.h5")
-    count, thickness = slicing(context.series, config, grids)
-    geometry = TomographyGeometry(
-        SliceGeometry(count, thickness, grids.field, grids.voxel),
-        MultisliceOptics(grids.window, energy, thickness),
-        config.end_to_end.interpolation,
-    )
+    geometry = tomography_geometry(context.series, config, grids)
     poses, _ = read_poses(folder / "poses.json")
     probes = [p.to(complex_dtype(config)) for p in read_probes(folder / "probes.h5").modes]
     positions, scan = read_positions(folder / "positions.h5")

@@ -25,12 +25,17 @@ from petomo.io.artefacts import (
     write_probes,
 )
 from petomo.models.atomic_tomography import AtomicTomography, Sites
-from petomo.models.ptycho_tomography import TomographyGeometry
-from petomo.physics.multislice import MultisliceOptics
 from petomo.physics.partial_coherence import ProbeModel
-from petomo.physics.resample import SliceGeometry
 from petomo.workflow.context import RunContext
-from petomo.workflow.grids import Grids, PatternReader, complex_dtype, make_loss, plan_grids, slicing
+from petomo.workflow.grids import (
+    Grids,
+    PatternReader,
+    complex_dtype,
+    make_loss,
+    plan_grids,
+    tomography_geometry,
+)
+from petomo.workflow.step_analysis import count_elements
 
 STAGE = "refinement"
 _SOURCE, _FOCAL, _VARIANCE = 0.1, 10.0, 0.01  # A, A, A^2: ordinary values to start from
@@ -93,11 +98,7 @@ def _start(
 ) -> tuple[AtomicTomography, list[ProbeModel]]:
     series, folder = context.series, context.inputs(STAGE)
     energy, dtype = series[0].energy_ev, complex_dtype(context.config)
-    count, thickness = slicing(series, context.config, grids)
-    geometry = TomographyGeometry(
-        SliceGeometry(count, thickness, grids.field, grids.voxel),
-        MultisliceOptics(grids.window, energy, thickness),
-    )
+    geometry = tomography_geometry(series, context.config, grids)
     poses, _ = read_poses(folder / "poses.json")
     positions, nominal = read_positions(folder / "positions.h5")
     distortion, scale = distortions(positions, nominal)
@@ -155,9 +156,8 @@ def _write(
     modes = [model.probe(t).cpu() for t in range(len(series))]
     defocus = [-p.aberrations["C10"] for p in probes]
     write_probes(folder / "probes.h5", modes, (grids.voxel, grids.voxel), series[0].energy_ev, defocus)
-    symbols = atoms.get_chemical_symbols()
     context.summarise(
-        atoms={e: symbols.count(e) for e in sorted(set(symbols))},
+        atoms=count_elements(atoms),
         source_angstrom=float(np.mean([np.mean(p.source[:2]) for p in probes])) ** 0.5,
         focal_spread_angstrom=float(np.mean([p.focal_variance for p in probes])) ** 0.5,
     )

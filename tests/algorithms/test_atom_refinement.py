@@ -1,6 +1,7 @@
 """Atoms and poses refined through patterns of their own model."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 
 from helpers import assert_gradients
 from petomo.algorithms.atom_curvatures import Curvatures
-from petomo.algorithms.atom_refinement import AtomOptions, Objective, refine_atoms, restore, snapshot
+from petomo.algorithms.atom_objective import AtomOptions, Objective
+from petomo.algorithms.atom_refinement import Level, refine_atoms, restore, snapshot
 from petomo.algorithms.probe_fit import fit_probe
 from petomo.algorithms.quasi_newton import minimise
 from petomo.algorithms.site_errors import position_errors
@@ -46,10 +48,10 @@ def probe_model(tilt: int) -> ProbeModel:
     return ProbeModel(28.0, (0.01, 0.015, 0.002), 100.0, {"C10": -25.0 - 5 * tilt}, ELECTRONS)
 
 
-def truth(modes: int = 3) -> AtomicTomography:
+def truth(members: int = 8) -> AtomicTomography:
     frame = end_to_end_problem(tilts=TILTS, scan=(6, 6))
     window = frame.geometry.optics.window
-    waves = [probe_model(t).modes(window, ENERGY, modes) for t in range(len(TILTS))]
+    waves = [probe_model(t).ensemble(window, ENERGY, members) for t in range(len(TILTS))]
     return AtomicTomography(sites(), frame.poses, waves, [p.data for p in frame.positions], frame.geometry)
 
 
@@ -75,7 +77,7 @@ def nudge(model: AtomicTomography, seed: int = 0) -> None:
 
 
 def test_gradient_of_every_parameter():
-    model = truth(modes=2)
+    model = truth()
     read = reader(model)
     nudge(model)
     model.variance.data += 0.004
@@ -184,10 +186,10 @@ def test_fits_the_probe():
     optics = model.geometry.optics
     begin = ProbeModel(28.0, (0.02, 0.008, 0.0), 60.0, {"C10": -37.0}, 1.02 * ELECTRONS)
 
-    def predict(modes):
-        return diffract(phase, None, modes, pixels, optics)
+    def predict(members):
+        return diffract(phase, None, members, pixels, optics)
 
-    fitted, loss = fit_probe(begin, predict, measured, Poisson(), optics, 3, iterations=5)
+    fitted, loss = fit_probe(begin, predict, measured, Poisson(), optics, 8, iterations=5)
     assert fitted.aberrations["C10"] == pytest.approx(-30.0, abs=0.5)
     assert fitted.electrons == pytest.approx(ELECTRONS, rel=2e-3)
     assert fitted.source == pytest.approx((0.01, 0.015, 0.002), abs=2e-3)
@@ -233,11 +235,13 @@ def test_resumes_to_the_same_result():
     nominal = model.angles.data[:, 1].clone()
     nudge(model)
     begin = snapshot(model)
-    options = AtomOptions(rounds=2, iterations=2, probe_modes=3, probe_patterns=9)
+    options = AtomOptions(iterations=2, probe_patterns=9)
+    coarse = Level(model.geometry, read, Poisson(), 8, 1)
+    levels = [coarse, replace(coarse, members=12)]
     start = [probe_model(t) for t in range(len(TILTS))]
 
     def run(state=None, model=model):
-        return list(refine_atoms(model, start, read, Poisson(), nominal, [13, 8], options, state=state))
+        return list(refine_atoms(model, start, levels, nominal, [13, 8], options, state))
 
     whole = run()
     assert [s.iteration for s in whole] == [1, 2, 3, 4]
@@ -276,7 +280,7 @@ def test_standard_errors_are_those_of_counting_noise():
 
 
 def test_gradients_through_the_scan():
-    model = truth(modes=1)
+    model = truth()
 
     def scan(angles, affine):
         turned = torch.func.functional_call(

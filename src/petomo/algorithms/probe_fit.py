@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,30 +11,37 @@ from torch import Tensor
 from petomo.physics.multislice import MultisliceOptics
 from petomo.physics.partial_coherence import ProbeModel
 
-#: What is fitted: move for the derivative, and expected spread about the start (A, A^2, mrad, share).
-PARAMETERS = {
-    "electrons": (1e-3, 0.1),
-    "semiangle": (0.05, 0.5),
-    "C10": (1.0, 30.0),
-    "C12a": (1.0, 15.0),
-    "C12b": (1.0, 15.0),
-    "C21a": (20.0, 150.0),
-    "C21b": (20.0, 150.0),
-    "C23a": (20.0, 150.0),
-    "C23b": (20.0, 150.0),
-    "C30": (1e3, 3e3),
-    "source_xx": (2e-3, 0.05),
-    "source_yy": (2e-3, 0.05),
-    "source_xy": (2e-3, 0.03),
-    "focal": (20.0, 400.0),
+#: Moves for the derivatives, in angstrom, square angstrom, mrad or as a share.
+_MOVES = {"electrons": 1e-3, "semiangle": 0.05, "focal": 20.0, "C10": 1.0, "C30": 1e3}
+_MOVES |= dict.fromkeys(("C12a", "C12b"), 1.0) | dict.fromkeys(("C21a", "C21b", "C23a", "C23b"), 20.0)
+_MOVES |= dict.fromkeys(("source_xx", "source_yy", "source_xy"), 2e-3)
+
+_CHANGES = {
+    "electrons": 0.1,
+    "C10": 30.0,
+    "source_xx": 0.05,
+    "source_yy": 0.05,
+    "source_xy": 0.03,
+    "focal": 400.0,
 }
-#: What does not follow from the microscope's alignment, and changes with what else is refined.
-QUICK = ("electrons", "C10", "C12a", "C12b", "source_xx", "source_yy", "source_xy", "focal")
+#: Everything, with its expected spread about what the microscope was set to.
+SPREADS = _CHANGES | {
+    "semiangle": 0.5,
+    "C12a": 15.0,
+    "C12b": 15.0,
+    "C21a": 150.0,
+    "C21b": 150.0,
+    "C23a": 150.0,
+    "C23b": 150.0,
+    "C30": 3e3,
+}
+#: What differs between the tilts, with its spread about what they share.
+DRIFTS = _CHANGES | {"C12a": 1.0, "C12b": 1.0}
 _LEAST_SOURCE, _LEAST_FOCAL = 2.5e-3, 25.0
 
 
 def moved(probe: ProbeModel, change: dict[str, float]) -> ProbeModel:
-    """The probe with some of `PARAMETERS` changed, held to what is physical."""
+    """The probe with some of `SPREADS` changed, held to what is physical."""
     xx, yy, xy = (
         s + change.get(f"source_{k}", 0.0) for s, k in zip(probe.source, ("xx", "yy", "xy"), strict=True)
     )
@@ -61,10 +68,10 @@ def fit_probe(
     measured: Tensor,
     loss,
     optics: MultisliceOptics,
-    modes: int,
+    members: int,
     iterations: int = 1,
     start: ProbeModel | None = None,
-    names: Sequence[str] = tuple(PARAMETERS),
+    spreads: Mapping[str, float] = SPREADS,
 ) -> tuple[ProbeModel, float]:
     """Improve a probe with everything else held.
 
@@ -73,32 +80,32 @@ def fit_probe(
     probe : ProbeModel
         Where to begin.
     predict : callable
-        Model intensities ``(k, ky, kx)`` for probe modes ``(mode, y, x)``.
+        Model intensities ``(k, ky, kx)`` for coherent probes ``(member, y, x)``.
     measured : Tensor
         Electrons, like the predictions.
     loss : Loss
         A negative log-likelihood.
     optics : MultisliceOptics
         Window and energy.
-    modes : int
-        See `ProbeModel.modes`.
+    members : int
+        See `ProbeModel.ensemble`.
     iterations : int
         Gauss-Newton steps; one that does not help is shortened, then given up.
     start : ProbeModel, optional
         Centre of the priors; default ``probe``.
-    names : sequence of str
-        Which of `PARAMETERS` to fit.
+    spreads : mapping
+        What to fit and how far each is expected from ``start``, see `SPREADS` and `DRIFTS`.
 
     Returns
     -------
     ProbeModel, float
         The probe and its loss per pattern.
     """
-    start = start or probe
-    steps, widths = (torch.tensor([PARAMETERS[n][i] for n in names], dtype=torch.float64) for i in (0, 1))
+    start, names = start or probe, tuple(spreads)
+    steps, widths = (torch.tensor([t[n] for n in names], dtype=torch.float64) for t in (_MOVES, spreads))
 
     def patterns(model: ProbeModel) -> Tensor:
-        return predict(model.modes(optics.window, optics.energy_ev, modes))
+        return predict(model.ensemble(optics.window, optics.energy_ev, members))
 
     def cost(intensity: Tensor, model: ProbeModel) -> float:
         strays = (_difference(model, start, names) / widths).square().sum()
@@ -129,6 +136,17 @@ def fit_probe(
         else:
             break
     return probe, float(loss(now, measured)[0].sum()) / len(measured)
+
+
+def share(probes: Sequence[ProbeModel]) -> list[ProbeModel]:
+    """The probes with one semi-angle, and but for C10 one set of aberrations: their means over the tilts.
+
+    Aberrations that change from tilt to tilt can make up for a stretched specimen.
+    """
+    names = {name for p in probes for name in p.aberrations} - {"C10"}
+    common = {n: sum(p.aberrations.get(n, 0.0) for p in probes) / len(probes) for n in sorted(names)}
+    angle = sum(p.semiangle_mrad for p in probes) / len(probes)
+    return [replace(p, semiangle_mrad=angle, aberrations={**p.aberrations, **common}) for p in probes]
 
 
 def _difference(a: ProbeModel, b: ProbeModel, names: Sequence[str]) -> Tensor:

@@ -217,12 +217,13 @@ class RefinementSettings(Section):
     """After the volume: atoms, poses and scans through the patterns (needs analysis.atoms.elements)."""
 
     rounds: NonNegativeInt = Field(
-        default=3, description="probe fit, refinement, second look at the atoms; 0 = leave it out"
+        default=2, description="probe fit, refinement, second look at the atoms; 0 = leave the stage out"
+    )
+    fine_rounds: NonNegativeInt = Field(default=2, description="then with finer voxels and a finer probe")
+    fine_voxel_angstrom: PositiveFloat | None = Field(
+        default=None, description="null = the detector lies within two thirds of the model's"
     )
     iterations: PositiveInt = Field(default=3, description="quasi-Newton iterations a round")
-    probe_modes: PositiveInt = Field(
-        default=10, description="modes that stand for source size and focal spread, which are fitted"
-    )
     theta_width_degree: PositiveFloat = Field(
         default=0.3, description="expected error of the stage tilt (standard deviation)"
     )

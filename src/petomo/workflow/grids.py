@@ -85,6 +85,28 @@ def plan_grids(series: TiltSeries, config: Config) -> Grids:
     return Grids(Grid(shape, voxel), thickness, _voxels(thickness, voxel), (height, width))
 
 
+def finer_grids(series: TiltSeries, grids: Grids, voxel: float | None = None) -> Grids:
+    """The same extents in smaller voxels.
+
+    Parameters
+    ----------
+    series : TiltSeries
+        Of the detector that is extended virtually.
+    grids : Grids
+        What to refine; given back if it is fine enough.
+    voxel : float, optional
+        Angstrom, about. Default: such that the recorded angles are within two thirds of the model's, and
+        nothing that is scattered beyond the window's edge comes back onto them (Kirkland 2020, chapter 6).
+    """
+    wanted = voxel or 2 / 3 * min(series[0].pixel_size)
+    if wanted > 0.99 * grids.voxel:
+        return grids
+    shape = _detector_shape(series[0], wanted)
+    fine = 1 / (shape[0] * series[0].detector_sampling[0])
+    depth, height, width = (_voxels(n * grids.voxel, fine) for n in grids.volume_shape)
+    return Grids(Grid(shape, fine), grids.thickness, depth, (height, width))
+
+
 def _voxels(length: float, voxel: float) -> int:
     """About ``length / voxel``, a number that FFTs like."""
     return int(next_fast_len(max(1, round(length / voxel))))  # pyright: ignore[reportArgumentType]

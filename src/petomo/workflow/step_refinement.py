@@ -11,7 +11,8 @@ from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor
 
-from petomo.algorithms.atom_refinement import AtomOptions, refine_atoms, restore
+from petomo.algorithms.atom_objective import AtomOptions
+from petomo.algorithms.atom_refinement import Level, refine_atoms, restore
 from petomo.algorithms.site_review import Candidates
 from petomo.core.least_squares import least_squares
 from petomo.io.artefacts import (
@@ -26,11 +27,13 @@ from petomo.io.artefacts import (
 )
 from petomo.models.atomic_tomography import AtomicTomography, Sites
 from petomo.physics.partial_coherence import ProbeModel
+from petomo.physics.probe import orthogonalise
 from petomo.workflow.context import RunContext
 from petomo.workflow.grids import (
     Grids,
     PatternReader,
     complex_dtype,
+    finer_grids,
     make_loss,
     plan_grids,
     tomography_geometry,
@@ -39,6 +42,7 @@ from petomo.workflow.step_analysis import count_elements
 
 STAGE = "refinement"
 _SOURCE, _FOCAL, _VARIANCE = 0.1, 10.0, 0.01  # A, A, A^2: ordinary values to start from
+_COARSE, _FINE = 8, 12  # coherent probes that stand for the blurred one
 
 
 def refinement(context: RunContext) -> None:
@@ -52,22 +56,12 @@ def refinement(context: RunContext) -> None:
         return
     context = replace(context, device=torch.device("cpu"))  # small matrices, many of them
     grids = plan_grids(context.series, context.config)
-    reader = PatternReader(context.series, grids.window.shape, context.device)
-    options = _options(context)
-    model, probes = _start(context, grids, reader, atoms, options)
+    levels, options = _levels(context, grids), _options(context)
+    model, probes = _start(context, grids, atoms, levels[0])
     saved = context.restore(STAGE)
-    total, state = options.rounds * options.iterations, saved
-    solver = refine_atoms(
-        model,
-        probes,
-        reader,
-        make_loss(context, grids, "poisson"),
-        context.series.stage_tilts,
-        [atomic_numbers[e] for e in elements],
-        options,
-        Candidates(grids.volume_shape, context.config.analysis.atoms.min_distance_angstrom),
-        saved,
-    )
+    total, state = sum(level.rounds for level in levels) * options.iterations, saved
+    numbers = [atomic_numbers[e] for e in elements]
+    solver = refine_atoms(model, probes, levels, context.series.stage_tilts, numbers, options, saved)
     for status in solver:
         state = status.state
         # a round is done again from its beginning, so that only its end can be saved
@@ -84,21 +78,37 @@ def refinement(context: RunContext) -> None:
 def _options(context: RunContext) -> AtomOptions:
     settings = context.config.refinement
     return AtomOptions(
-        rounds=settings.rounds,
         iterations=settings.iterations,
-        probe_modes=settings.probe_modes,
         theta_width=math.radians(settings.theta_width_degree),
         affine_width=settings.affine_width,
         stray_width=settings.position_width_angstrom,
     )
 
 
+def _levels(context: RunContext, grids: Grids) -> list[Level]:
+    """First the volume's voxels, then such as keep what is scattered far out from coming back."""
+    settings, series = context.config.refinement, context.series
+    apart, levels = context.config.analysis.atoms.min_distance_angstrom, []
+    fine = finer_grids(series, grids, settings.fine_voxel_angstrom)
+    for level, members, rounds in ((grids, _COARSE, settings.rounds), (fine, _FINE, settings.fine_rounds)):
+        levels.append(
+            Level(
+                tomography_geometry(series, context.config, level),
+                PatternReader(series, level.window.shape, context.device),
+                make_loss(context, level, "poisson"),
+                members,
+                rounds,
+                Candidates(level.volume_shape, apart),
+            )
+        )
+    return levels
+
+
 def _start(
-    context: RunContext, grids: Grids, reader: PatternReader, atoms: Atoms, options: AtomOptions
+    context: RunContext, grids: Grids, atoms: Atoms, level: Level
 ) -> tuple[AtomicTomography, list[ProbeModel]]:
     series, folder = context.series, context.inputs(STAGE)
     energy, dtype = series[0].energy_ev, complex_dtype(context.config)
-    geometry = tomography_geometry(series, context.config, grids)
     poses, _ = read_poses(folder / "poses.json")
     positions, nominal = read_positions(folder / "positions.h5")
     distortion, scale = distortions(positions, nominal)
@@ -109,13 +119,13 @@ def _start(
             (_SOURCE**2, _SOURCE**2, 0.0),
             _FOCAL**2,
             {"C10": -defocus},
-            float(reader.mean(number).double().sum()),
+            float(level.read(number, torch.arange(len(tilt))).double().sum()) / len(tilt),
         )
         for number, (tilt, defocus) in enumerate(
             zip(series, read_probes(folder / "probes.h5").defocus, strict=True)
         )
     ]
-    modes = [p.modes(grids.window, energy, options.probe_modes).to(dtype) for p in probes]
+    waves = [p.ensemble(grids.window, energy, level.members).to(dtype) for p in probes]
     many = len(atoms)
     sites = Sites(
         atoms.numbers,
@@ -123,7 +133,7 @@ def _start(
         torch.ones(many, dtype=torch.float64),
         torch.full((many,), _VARIANCE, dtype=torch.float64),
     )
-    return AtomicTomography(sites, poses, modes, positions, geometry, distortion), probes
+    return AtomicTomography(sites, poses, waves, positions, level.geometry, distortion), probes
 
 
 def distortions(positions: list[Tensor], nominal: list[Tensor]) -> tuple[Tensor, float]:
@@ -153,9 +163,10 @@ def _write(
     write_poses(folder / "poses.json", model.poses, [t.name for t in series])
     _, initial = read_positions(context.inputs(STAGE) / "positions.h5")
     write_positions(folder / "positions.h5", [model.positions(t) for t in range(len(series))], initial)
-    modes = [model.probe(t).cpu() for t in range(len(series))]
+    energy, dtype = series[0].energy_ev, complex_dtype(context.config)
+    modes = [orthogonalise(p.ensemble(grids.window, energy, _FINE)).to(dtype) for p in probes]
     defocus = [-p.aberrations["C10"] for p in probes]
-    write_probes(folder / "probes.h5", modes, (grids.voxel, grids.voxel), series[0].energy_ev, defocus)
+    write_probes(folder / "probes.h5", modes, (grids.voxel, grids.voxel), energy, defocus)
     context.summarise(
         atoms=count_elements(atoms),
         source_angstrom=float(np.mean([np.mean(p.source[:2]) for p in probes])) ** 0.5,

@@ -1,0 +1,179 @@
+"""Negative log-posterior of atoms, poses and scans, and its preconditioner."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from petomo.algorithms.atom_curvatures import Curvatures
+from petomo.algorithms.bundle_preconditioner import POSE_PARAMETERS, BundlePreconditioner
+from petomo.models.atomic_tomography import AtomicTomography
+from petomo.physics.multislice import Loss
+
+Reader = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class AtomOptions:
+    """What is expected of the unknowns, as standard deviations; they keep weakly seen ones in place.
+
+    Parameters
+    ----------
+    iterations : int
+        Quasi-Newton iterations a round.
+    probe_patterns : int
+        How many patterns of a tilt its probe is fitted to.
+    least_occupancy : float
+        Sites with less are dropped.
+    least_wanted : float
+        Places where one Newton step asks for more of an atom become sites. A whole atom that is missing
+        asks for about a quarter, because the curvature is that of atoms that all grow together.
+    phi_width, theta_width, psi_width : float
+        Radian; about the mean over the tilts, theta about the nominal stage tilt.
+    affine_width : float
+        Distortion of a scan.
+    scale_width : float
+        Mean distortion of all scans: the scan, not the detector, says how long an angstrom is.
+    stray_width : float
+        Single scan positions, angstrom along one axis.
+    occupancy_width : float
+        Occupancy about 1.
+    variance_width : float
+        Mean squared displacement about its mean, square angstrom.
+    """
+
+    iterations: int = 3
+    probe_patterns: int = 40
+    least_occupancy: float = 0.4
+    least_wanted: float = 0.15
+    phi_width: float = math.radians(0.3)
+    theta_width: float = math.radians(0.3)
+    psi_width: float = math.radians(0.3)
+    affine_width: float = 0.01
+    scale_width: float = 3e-4
+    stray_width: float = 0.1
+    occupancy_width: float = 0.3
+    variance_width: float = 0.005
+
+
+class Objective:
+    """Negative log-posterior as a function of one vector.
+
+    Parameters
+    ----------
+    model : AtomicTomography
+        Holds the point last asked for.
+    read : Reader
+        Measured patterns.
+    loss : Loss
+        A negative log-likelihood.
+    nominal : Tensor
+        Nominal stage tilts in radian ``(tilt,)``.
+    options : AtomOptions
+        Widths of the priors.
+
+    Attributes
+    ----------
+    slopes : Tensor
+        Gradient in the sites of each tilt's patterns at the point last evaluated, ``(tilt, atom, 3)``.
+    """
+
+    def __init__(
+        self, model: AtomicTomography, read: Reader, loss: Loss, nominal: Tensor, options: AtomOptions
+    ):
+        self.model, self.read, self.loss, self.nominal, self.options = model, read, loss, nominal, options
+        self.parameters = list(model.parameters())
+        self.slopes = torch.empty(0)
+
+    def point(self) -> Tensor:
+        """Where the model stands."""
+        return torch.cat([p.data.flatten() for p in self.parameters])
+
+    def go(self, point: Tensor) -> None:
+        """Bring the model to ``point``."""
+        parts = point.split([p.numel() for p in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.data.copy_(part.view_as(parameter))
+
+    def __call__(self, point: Tensor) -> tuple[float, Tensor]:
+        """Value and gradient at ``point``."""
+        model = self.model
+        self.go(point)
+        model.zero_grad(set_to_none=True)
+        total, sums = 0.0, [torch.zeros_like(model.sites.data)]
+        for tilt in range(len(model.angles)):
+            index = torch.arange(len(model.stray[tilt]))
+            value = model(tilt, index, self.read(tilt, index), self.loss)
+            value.backward()
+            total += float(value.detach())
+            sums.append(model.sites.grad.clone())  # pyright: ignore[reportOptionalMemberAccess]
+        self.slopes = torch.stack(sums).diff(dim=0)
+        prior = self.prior()
+        prior.backward()
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        return total + float(prior.detach()), torch.cat([g.flatten() for g in grads])
+
+    def prior(self) -> Tensor:
+        """Half the sum of squared deviations in standard deviations."""
+        model, o = self.model, self.options
+        phi, theta, psi = model.angles.unbind(-1)
+        theta, affine = theta - self.nominal, model.affine + model.get_buffer("start_affine")
+        mean = affine.mean(0)
+        deviations = [
+            (phi - phi.mean()) / o.phi_width,
+            (theta - theta.mean()) / o.theta_width,
+            (psi - psi.mean()) / o.psi_width,
+            affine / o.affine_width,
+            mean[0, 0] / o.scale_width,
+            mean[1, 1] / o.scale_width,
+            (mean[0, 1] + mean[1, 0]) / (2 * o.scale_width),
+            (model.occupancy - 1) / o.occupancy_width,
+            (model.variance - model.variance.mean()) / o.variance_width,
+            *(s / o.stray_width for s in model.stray),
+        ]
+        return 0.5 * sum((d**2).sum() for d in deviations)  # pyright: ignore[reportReturnType]
+
+    def bundle(self, curvatures: Curvatures) -> BundlePreconditioner:
+        """Atoms and tilts linearised where the model stands."""
+        o = self.options
+        widths = [o.phi_width, o.theta_width, o.psi_width, math.inf, math.inf, *[o.affine_width] * 4]
+        prior = torch.tensor([w**-2 for w in widths], dtype=torch.float64)
+        return BundlePreconditioner(
+            self.model, curvatures, prior, (o.occupancy_width**-2, o.variance_width**-2), o.scale_width**-2
+        )
+
+    def preconditioner(self, curvatures: Curvatures) -> Callable[[Tensor], Tensor]:
+        """Approximate inverse Hessian where the model stands, for gradients as vectors."""
+        o, sizes = self.options, [p.numel() for p in self.parameters]
+        names, bundle = [name for name, _ in self.model.named_parameters()], self.bundle(curvatures)
+        own = torch.eye(2, dtype=torch.float64) / o.stray_width**2
+        strays = [torch.linalg.inv(h * 1.02 + own) for h in curvatures.positions]
+        count, tilts = len(self.model.sites), len(self.model.angles)
+
+        def apply(gradient: Tensor) -> Tensor:
+            parts = dict(zip(names, gradient.split(sizes), strict=True))
+            poses = [
+                parts["angles"].view(tilts, 3),
+                parts["tau"].view(tilts, 2),
+                parts["affine"].view(tilts, 4),
+            ]
+            sites, poses = bundle.sites_and_tilts(parts["sites"].view(count, 3), torch.cat(poses, dim=1))
+            shapes = bundle.shapes(torch.stack([parts["occupancy"], parts["variance"]], dim=1))
+            steps = {
+                "sites": sites,
+                "occupancy": shapes[:, 0],
+                "variance": shapes[:, 1],
+                "angles": poses[:, :3],
+                "tau": poses[:, 3:5],
+                "affine": poses[:, 5:POSE_PARAMETERS],
+            }
+            for tilt, inverse in enumerate(strays):
+                own = parts[f"stray.{tilt}"].view(-1, 2)
+                steps[f"stray.{tilt}"] = torch.einsum("kij,kj->ki", inverse, own)
+            return torch.cat([steps[name].flatten() for name in names])
+
+        return apply

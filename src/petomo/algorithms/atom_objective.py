@@ -37,7 +37,8 @@ class AtomOptions:
     affine_width : float
         Distortion of a scan.
     scale_width : float
-        Mean distortion of all scans: the scan, not the detector, says how long an angstrom is.
+        Mean distortion of all scans: the scan, not the detector, says how long an angstrom is. Small
+        enough to hold against all patterns, which see the scale through what the model neglects too.
     stray_width : float
         Single scan positions, angstrom along one axis.
     occupancy_width : float
@@ -54,7 +55,7 @@ class AtomOptions:
     theta_width: float = math.radians(0.3)
     psi_width: float = math.radians(0.3)
     affine_width: float = 0.01
-    scale_width: float = 3e-4
+    scale_width: float = 3e-5
     stray_width: float = 0.1
     occupancy_width: float = 0.3
     variance_width: float = 0.005

@@ -13,7 +13,7 @@ from petomo.algorithms.atom_objective import AtomOptions, Objective
 from petomo.algorithms.atom_refinement import Level, refine_atoms, restore, snapshot
 from petomo.algorithms.probe_fit import fit_probe
 from petomo.algorithms.quasi_newton import minimise
-from petomo.algorithms.site_errors import position_errors
+from petomo.algorithms.site_errors import Halves, position_errors
 from petomo.algorithms.site_review import (
     Candidates,
     add_missing,
@@ -244,12 +244,12 @@ def test_resumes_to_the_same_result():
         return list(refine_atoms(model, start, levels, nominal, [13, 8], options, state))
 
     whole = run()
-    assert [s.iteration for s in whole] == [1, 2, 3, 4]
+    assert [s.iteration for s in whole] == [1, 2, 3, 4, 5, 6]
     kept = whole[2].state
     fresh = truth()
     restore(fresh, begin)
     again = run(kept, fresh)
-    assert [s.iteration for s in again] == [3, 4]
+    assert [s.iteration for s in again] == [3, 4, 5, 6]
     assert whole[-1].loss == again[-1].loss
     for name, value in whole[-1].state["parameters"].items():
         assert torch.equal(value, again[-1].state["parameters"][name]), name
@@ -258,25 +258,53 @@ def test_resumes_to_the_same_result():
     assert bool((errors > 0).all())
 
 
-def test_standard_errors_are_those_of_counting_noise():
-    scaled = []
+def test_a_subset_is_the_same_model():
+    model = truth()
+    nudge(model)
+    for stray in model.stray:
+        stray.data += 0.02 * torch.randn_like(stray)
+    model.weigh_positions(3, torch.eye(2, dtype=torch.float64) * torch.rand(36, 1, 1, dtype=torch.float64))
+    part = model.subset([1, 3])
+    for number, tilt in enumerate((1, 3)):
+        torch.testing.assert_close(part.relative_scan(number), model.relative_scan(tilt))
+        index = torch.arange(4)
+        torch.testing.assert_close(part.predict(number, index), model.predict(tilt, index))
+    part.sites.data += 1.0
+    assert float((model.sites - part.sites).detach().abs().min()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("disturbed", [False, True])
+def test_standard_errors_are_those_of_the_atoms(disturbed):
+    """Counting noise alone, and with atoms that are elsewhere in every tilt, which no Hessian knows of."""
+    scaled, plain = [], []
     for seed in range(3):
         model = truth()
-        expected = reader(model)
         generator = torch.Generator().manual_seed(seed)
-        patterns = [
-            torch.poisson(expected(t, torch.arange(36)), generator=generator) for t in range(len(TILTS))
-        ]
-        target = objective(model, lambda t, i, p=patterns: p[t][i], stray_width=1e-3)
+        patterns = []
+        for tilt in range(len(TILTS)):
+            moved = 0.08 * torch.randn(model.sites.shape, generator=generator, dtype=torch.float64)
+            model.sites.data += disturbed * moved
+            patterns.append(torch.poisson(model.predict(tilt, torch.arange(36)), generator=generator))
+            model.sites.data -= disturbed * moved
+
+        def read(tilt, index, patterns=patterns):
+            return patterns[tilt][index]
+
+        target = objective(model, read, stray_width=1e-3)
         curvatures = Curvatures(model, 4.0)
         solver = minimise(target, target.point(), target.preconditioner(curvatures))
-        now = list(itertools.islice(solver, 6))[-1]
-        target(now.point)
-        errors = position_errors(model, target.bundle(curvatures), target.slopes)
+        target.go(list(itertools.islice(solver, 6))[-1].point)
+        halves = Halves(model, read, Poisson(), target.nominal, target.options, curvatures.positions)
+        for _ in range(5):
+            halves.step()
+        bundle = target.bundle(curvatures)
+        errors = position_errors(model, bundle, halves.sites())
         found = model.sites.detach().numpy()
-        moved = register(found, ATOMS.numpy()).apply(found)
-        scaled.append((moved - ATOMS.numpy()) / errors.numpy())
-    assert 0.5 < np.sqrt(np.mean(np.square(scaled))) < 1.5
+        true = register(found, ATOMS.numpy()).apply(found) - ATOMS.numpy()
+        scaled.append(true / errors.numpy())
+        plain.append(true / position_errors(model, bundle).numpy())
+    assert 0.4 < np.sqrt(np.mean(np.square(scaled))) < 1.5
+    assert not disturbed or np.sqrt(np.mean(np.square(plain))) > 2.0
 
 
 def test_gradients_through_the_scan():

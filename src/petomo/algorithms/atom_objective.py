@@ -76,11 +76,6 @@ class Objective:
         Nominal stage tilts in radian ``(tilt,)``.
     options : AtomOptions
         Widths of the priors.
-
-    Attributes
-    ----------
-    slopes : Tensor
-        Gradient in the sites of each tilt's patterns at the point last evaluated, ``(tilt, atom, 3)``.
     """
 
     def __init__(
@@ -88,7 +83,6 @@ class Objective:
     ):
         self.model, self.read, self.loss, self.nominal, self.options = model, read, loss, nominal, options
         self.parameters = list(model.parameters())
-        self.slopes = torch.empty(0)
 
     def point(self) -> Tensor:
         """Where the model stands."""
@@ -105,14 +99,12 @@ class Objective:
         model = self.model
         self.go(point)
         model.zero_grad(set_to_none=True)
-        total, sums = 0.0, [torch.zeros_like(model.sites.data)]
+        total = 0.0
         for tilt in range(len(model.angles)):
             index = torch.arange(len(model.stray[tilt]))
             value = model(tilt, index, self.read(tilt, index), self.loss)
             value.backward()
             total += float(value.detach())
-            sums.append(model.sites.grad.clone())  # pyright: ignore[reportOptionalMemberAccess]
-        self.slopes = torch.stack(sums).diff(dim=0)
         prior = self.prior()
         prior.backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]

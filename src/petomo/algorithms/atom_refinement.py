@@ -18,7 +18,7 @@ from petomo.algorithms.atom_curvatures import Curvatures
 from petomo.algorithms.atom_objective import AtomOptions, Objective, Reader
 from petomo.algorithms.probe_fit import DRIFTS, SPREADS, fit_probe, share
 from petomo.algorithms.quasi_newton import minimise
-from petomo.algorithms.site_errors import position_errors
+from petomo.algorithms.site_errors import LEAST_TILTS, Halves, position_errors
 from petomo.algorithms.site_review import Candidates, add_missing, drop_weak, keep_sites, name_elements
 from petomo.algorithms.status import Status
 from petomo.models.atomic_tomography import AtomicTomography
@@ -68,7 +68,8 @@ def refine_atoms(
     """Refine atoms, poses and scans in rounds, yielding after every iteration.
 
     A round fits the probes with all else held, runs a quasi-Newton method on the rest, and then looks
-    at the atoms again: their elements, those that are not there, those that are missing.
+    at the atoms again: their elements, those that are not there, those that are missing. At the end the
+    halves of the tilts are refined apart, for the standard errors.
 
     Parameters
     ----------
@@ -120,18 +121,44 @@ def refine_atoms(
             extras = {"round": number + 1.0, "atoms": float(len(model.numbers)), "step": now.step}
             if step < options.iterations:
                 yield Status(number * options.iterations + step, now.value / patterns, extras, begun)
-        if not torch.equal(objective.point(), now.point):
-            objective(now.point)  # the last trial led nowhere: back, slopes and all
-        if last:
-            errors = position_errors(model, objective.bundle(curvatures), objective.slopes)
-            there = torch.nonzero(model.occupancy.detach() >= options.least_occupancy)[:, 0]
-            keep_sites(model, model.current_sites().select(there.numpy()))
-            end = _state(model, probes, number + 1, positions) | {"errors": errors[there]}
-        else:
+        objective.go(now.point)  # the last trial may have led nowhere
+        if not last:
             extras |= _review(model, level, elements, options, curvatures.shapes)
-            end = _state(model, probes, number + 1, positions)
         extras["atoms"] = float(len(model.numbers))
+        end = _state(model, probes, number + 1, positions)
         yield Status((number + 1) * options.iterations, now.value / patterns, extras, end)
+    if first <= len(schedule):
+        yield from _compare_halves(model, probes, schedule, nominal, options, positions)
+
+
+def _compare_halves(
+    model: AtomicTomography,
+    probes: Sequence[ProbeModel],
+    schedule: Sequence[Level],
+    nominal: Tensor,
+    options: AtomOptions,
+    positions: list[Tensor] | None,
+) -> Iterator[Status]:
+    """Refine each half of the tilts on its own, and get standard errors from their disagreement."""
+    level, done = schedule[-1], len(schedule)
+    model.geometry = level.geometry
+    curvatures = Curvatures(model, level.loss.curvature, positions)
+    objective = Objective(model, level.read, level.loss, nominal, options)
+    begun, patterns = _state(model, probes, done, positions), sum(len(s) for s in model.stray)
+    halves, value = None, 0.0
+    if len(nominal) >= LEAST_TILTS:
+        halves = Halves(model, level.read, level.loss, nominal, options, curvatures.positions)
+        for step in range(1, options.iterations + 1):
+            value = halves.step() or value
+            if step < options.iterations:
+                count = {"halves": 2.0, "atoms": float(len(model.numbers))}
+                yield Status(done * options.iterations + step, value / patterns, count, begun)
+    errors = position_errors(model, objective.bundle(curvatures), halves.sites() if halves else None)
+    there = torch.nonzero(model.occupancy.detach() >= options.least_occupancy)[:, 0]
+    keep_sites(model, model.current_sites().select(there.numpy()))
+    extras = {"halves": 2.0 if halves else 0.0, "atoms": float(len(model.numbers))}
+    end = _state(model, probes, done + 1, positions) | {"errors": errors[there]}
+    yield Status((done + 1) * options.iterations, value / patterns, extras, end)
 
 
 def _review(

@@ -1,21 +1,88 @@
-"""Standard errors of refined atoms, relative to each other."""
+"""Standard errors of refined atoms, relative to each other, from what two halves of the tilts disagree on."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from petomo.algorithms.atom_curvatures import Curvatures
+from petomo.algorithms.atom_objective import AtomOptions, Objective, Reader
 from petomo.algorithms.bundle_preconditioner import BundlePreconditioner
+from petomo.algorithms.quasi_newton import Iterate, minimise
+from petomo.core.least_squares import least_squares
 from petomo.models.atomic_tomography import AtomicTomography
 
+#: Fewer tilts are not halved.
+LEAST_TILTS = 4
 
-def position_errors(model: AtomicTomography, bundle: BundlePreconditioner, slopes: Tensor) -> Tensor:
+
+class Halves:
+    """The same specimen refined on every other tilt, and on the rest.
+
+    Counting noise, what the model gets wrong from tilt to tilt, and what scans and stage have in common
+    with the specimen all differ between the halves; what is wrong alike in all tilts does not show.
+
+    Parameters
+    ----------
+    model : AtomicTomography
+        At the minimum; left as it is.
+    read, loss, nominal, options
+        As for `petomo.algorithms.atom_objective.Objective`.
+    curvatures : list of Tensor
+        Of the scan positions, see `petomo.algorithms.atom_curvatures.Curvatures`.
+    """
+
+    def __init__(
+        self,
+        model: AtomicTomography,
+        read: Reader,
+        loss,
+        nominal: Tensor,
+        options: AtomOptions,
+        curvatures: list[Tensor],
+    ):
+        count = len(nominal)
+        self.models = [model.subset(range(first, count, 2)) for first in (0, 1)]
+        self.solvers: list[Iterator[Iterate]] = []
+        for first, part in enumerate(self.models):
+            own = Curvatures(part, loss.curvature, curvatures[first::2])
+            objective = Objective(part, _every_other(read, first), loss, nominal[first::2], options)
+            self.solvers.append(minimise(objective, objective.point(), objective.preconditioner(own)))
+            next(self.solvers[-1])
+        self.points = [torch.cat([p.data.flatten() for p in part.parameters()]) for part in self.models]
+
+    def step(self) -> float:
+        """One quasi-Newton iteration of each half; returns the sum of their values, 0 where none is left."""
+        total = 0.0
+        for number, solver in enumerate(self.solvers):
+            now = next(solver, None)
+            if now is not None:
+                self.points[number], total = now.point, total + now.value
+        return total
+
+    def sites(self) -> tuple[Tensor, Tensor]:
+        """Positions of the atoms in each half, ``(atom, 3)``."""
+        first, second = (
+            p[: 3 * len(m.numbers)].view(-1, 3) for p, m in zip(self.points, self.models, strict=True)
+        )
+        return first, second
+
+
+def _every_other(read: Reader, first: int) -> Reader:
+    return lambda tilt, index: read(2 * tilt + first, index)
+
+
+def position_errors(
+    model: AtomicTomography, bundle: BundlePreconditioner, halves: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """Standard error of every coordinate ``(atom, 3)`` in angstrom, rigid motions taken out.
 
-    The inverse Hessian of atoms and poses, times how much more the gradients scatter from tilt to tilt
-    than counting noise makes them: what the model gets wrong differs between tilts, and counts as noise
-    of its own (the sandwich estimator of White 1982, pooled over the atoms of an element).
+    The inverse Hessian of atoms and poses says how the errors are distributed. How large they are is
+    taken from the halves, whose difference has four times the variance of the whole: for single atoms
+    pooled over those of an element, for distortions of the whole specimen over all their components.
 
     Parameters
     ----------
@@ -23,19 +90,24 @@ def position_errors(model: AtomicTomography, bundle: BundlePreconditioner, slope
         At the minimum.
     bundle : BundlePreconditioner
         There.
-    slopes : Tensor
-        Gradients of the loss in the sites, tilt by tilt, ``(tilt, atom, 3)``.
+    halves : (Tensor, Tensor), optional
+        Positions from each half of the tilts ``(atom, 3)``; without them the Hessian is believed.
     """
-    centred = slopes - slopes.mean(0)
-    tilts = len(slopes)
-    excess = torch.einsum("tni,nij,tnj->n", centred, bundle.atoms, centred) / 3 * tilts / max(1, tilts - 1)
-    inflation = torch.ones_like(excess)
+    own = bundle.atoms.diagonal(dim1=-2, dim2=-1)
+    project = _without_rigid_motion(model.sites.detach())
+    shared = bundle.shared_variance(project)
+    if halves is None:
+        return (own + shared).sqrt()
+    difference = project((halves[0] - halves[1])[None])[0]
+    design = torch.nn.functional.pad(model.sites.detach(), (0, 1), value=1.0)
+    strain = design @ least_squares(design, difference)
+    free = max(1.0, own.numel() - strain.shape[1] * design.shape[1]) / own.numel()
+    squares, scale = ((difference - strain) / 2).square() / free, torch.ones(len(own), 1, dtype=own.dtype)
     for z in np.unique(model.numbers):
         members = torch.as_tensor(model.numbers == z)
-        inflation[members] = excess[members].mean().clamp_min(1.0)
-    own = bundle.atoms.diagonal(dim1=-2, dim2=-1) * inflation[:, None]
-    shared = bundle.shared_variance(_without_rigid_motion(model.sites.detach()))
-    return (own + shared * excess.mean().clamp_min(1.0)).sqrt()
+        scale[members] = squares[members].sum() / own[members].sum()
+    common = (strain / 2).square().sum() / shared.sum().clamp_min(1e-30)
+    return (own * scale.clamp_min(1.0) + shared * common.clamp_min(1.0)).sqrt()
 
 
 def _without_rigid_motion(sites: Tensor):

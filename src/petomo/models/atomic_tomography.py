@@ -125,6 +125,25 @@ class AtomicTomography(nn.Module):
         moving = (self.sites, self.occupancy, self.variance)
         return Sites(self.numbers, *(p.detach().clone() for p in moving))
 
+    def subset(self, tilts: Sequence[int]) -> AtomicTomography:
+        """A copy that sees some of the tilts only."""
+        index, start = torch.as_tensor(list(tilts)), self.get_buffer("start_tau")
+        phi, theta, _ = self.angles.detach()[index].unbind(-1)
+        part = AtomicTomography(
+            self.current_sites(),
+            Poses(phi, theta, self.get_buffer("start_psi")[index], start[index]),
+            [self.probe(t) for t in tilts],
+            [self.get_buffer(f"scan_{t}") + start[t] for t in tilts],
+            self.geometry,
+            self.get_buffer("start_affine")[index],
+        )
+        for name in ("angles", "tau", "affine"):
+            part.get_parameter(name).data.copy_(self.get_parameter(name).data[index])
+        for number, tilt in enumerate(tilts):
+            part.stray[number].data.copy_(self.stray[tilt].data)
+            part.weigh_positions(number, self.get_buffer(f"weights_{tilt}"))
+        return part
+
     def lab(self, tilt: int) -> Tensor:
         """Atoms in the beam's frame, relative to the specimen's shifted origin, ``(atom, 3)``."""
         return self.sites @ rotation_matrices(*self.angles[tilt]).T

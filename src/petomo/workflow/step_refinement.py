@@ -59,7 +59,8 @@ def refinement(context: RunContext) -> None:
     levels, options = _levels(context, grids), _options(context)
     model, probes = _start(context, grids, atoms, levels[0])
     saved = context.restore(STAGE)
-    total, state = sum(level.rounds for level in levels) * options.iterations, saved
+    # the last of the rounds is that of the halves
+    total, state = (sum(level.rounds for level in levels) + 1) * options.iterations, saved
     numbers = [atomic_numbers[e] for e in elements]
     solver = refine_atoms(model, probes, levels, context.series.stage_tilts, numbers, options, saved)
     for status in solver:

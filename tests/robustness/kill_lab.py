@@ -62,7 +62,7 @@ end_to_end:
   affine: {step_size: 0.7, start: 1}
   poses: {step_size: 0.7, start: 2}
 analysis: {atoms: {elements: [Pt]}, fsc: {half_sets: true}}
-refinement: {rounds: 2, iterations: 2, probe_modes: 2}
+refinement: {rounds: 1, fine_rounds: 1, iterations: 2}
 compute: {threads: 1, device: cpu}
 output: {save_every: 1}
 """

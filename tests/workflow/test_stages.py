@@ -51,7 +51,7 @@ end_to_end:
     - {type: nonnegative}
     - {type: support, start: 1}
 analysis: {atoms: {elements: [Pt, Al, O]}, fsc: {half_sets: true}}
-refinement: {rounds: 2, iterations: 2, probe_modes: 3}
+refinement: {rounds: 1, fine_rounds: 1, iterations: 2}
 compute: {threads: 1, device: cpu}
 output: {save_every: 1000}
 """

@@ -82,7 +82,7 @@ class ProbeModel:
 
 @lru_cache
 def cubature(count: int) -> tuple[Tensor, Tensor]:
-    """Points ``(count, 3)`` and weights for a unit normal distribution of (x, y, focus).
+    """Points ``(count, 3)`` and weights for a unit normal distribution of (x, y, focus), for Eq. 10.
 
     Across, points lie on rings (Stroud 1971). Twelve, with Gauss-Laguerre radii, are exact for polynomials
     of degree 5; eight are so for degree 3, with a ring that was found to err least for sources of a

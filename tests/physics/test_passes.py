@@ -50,8 +50,9 @@ def test_transforms_are_a_pair_in_either_layout(window):
     wave = random_complex(2, 2, *window)
     spectrum = one.to_fourier(wave)
     upright = spectrum.mT if one.turned else spectrum
-    torch.testing.assert_close(upright, torch.fft.fft2(wave))
-    torch.testing.assert_close(one.to_real(spectrum) / (window[0] * window[1]), wave)
+    # against the largest value, since rounding in a transform is
+    assert relative_error(upright, torch.fft.fft2(wave)) < 1e-6
+    assert relative_error(one.to_real(spectrum) / (window[0] * window[1]), wave) < 1e-6
     assert one.turned == (window in ((64, 64), (64, 256)))
 
 

@@ -160,7 +160,7 @@ def test_every_artefact_is_there(minute):
     assert found["projections"].shape == (TILTS, height, width)
     assert len(found["names"]) == len(found["defocus"]) == TILTS
     assert all(found[f"positions {t}"].shape == (56, 2) for t in range(TILTS))
-    assert all(found[f"probes {t}"].shape == (3, 24, 24) for t in range(TILTS))
+    assert all(found[f"probes {t}"].shape == (12, 24, 24) for t in range(TILTS)), "refinement's own"
     assert np.isfinite(found["volume"]).all()
     assert found["volume"].min() >= 0.0
     assert found["volume"].max() > 1.0, "volts"

@@ -158,9 +158,11 @@ def score(
     _need_folder(run_folder, "a run folder")
     _need_folder(truth, "the truth folder of a simulation")
     from petomo.analysis.score import format_score, score_run
+    from petomo.analysis.truth import score_volumes
     from petomo.io.artefacts import write_json
 
     result = score_run(run_folder, truth)
+    result["resolution"] = score_volumes(run_folder, truth, result)
     write_json(run_folder / "score.json", result)
     typer.echo(format_score(result))
 
@@ -179,7 +181,10 @@ def export(
     run_folder: RunFolder,
     to: Annotated[Path, typer.Option("--to", help="New file; its suffix says the format.")],
     what: Annotated[
-        str | None, typer.Option("--what", help="volume, volume_linear, absorption, projections or atoms.")
+        str | None,
+        typer.Option(
+            "--what", help="volume, volume_completed, volume_linear, absorption, projections or atoms."
+        ),
     ] = None,
     ome: Annotated[str, typer.Option("--ome", help="Version of OME-Zarr, 0.4 or 0.5.")] = "0.4",
 ) -> None:

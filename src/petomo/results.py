@@ -77,7 +77,7 @@ class Run:
         return np.array([r["loss"] for r in self.metrics if r["stage"] == stage], dtype=float)
 
     def grid(self, what: str = "volume") -> Volume:
-        """``volume``, ``volume_linear``, ``absorption`` or ``projections`` (``tilt y x``, radian)."""
+        """``volume``, ``volume_completed``, ``volume_linear``, ``absorption``, ``projections`` (tilt y x)."""
         grid = read_grid(self.folder, what)
         return Volume(**{field.name: getattr(grid, field.name) for field in fields(grid)})
 

@@ -229,7 +229,7 @@ def test_uncertainty_in_brackets(value, error, text):
         ("a.pdb", None, "the suffix says no known format"),
         (".mrc", None, "the suffix says no known format"),
         ("a.mrc", "absorption", "absorption.mrc: there is no such file"),
-        ("a.mrc", "spectrum", "choose one of volume, volume_linear"),
+        ("a.mrc", "spectrum", "choose one of volume, volume_completed"),
         ("a.mrc", "atoms", "atoms go into .xyz or .cif"),
         ("a.cif", "volume", ".cif holds atoms, not volume"),
         ("no/where.mrc", None, "no: there is no such folder"),

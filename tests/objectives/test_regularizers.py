@@ -7,6 +7,7 @@ import torch
 from skimage.restoration import denoise_tv_chambolle
 
 from petomo.objectives.regularizers import (
+    About,
     Butterworth,
     DepthKernel,
     Filter,
@@ -110,6 +111,18 @@ def test_l1_on_complex_parts(dtype):
         torch.testing.assert_close(getattr(x, part), old.sign() * (old.abs() - 0.5).clamp_min(0))
         assert torch.equal(getattr(x, other), getattr(v, other))
         assert term.value(v) == 2 * old.abs().sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_about_pulls_towards_its_reference(dtype):
+    v, reference = torch.randn(3, 4, 5, dtype=dtype), torch.randn(3, 4, 5, dtype=torch.float64)
+    wanted = v - reference
+    L1Real(0.2).prox_(wanted, 0.5)
+    About(reference, L1Real(0.2)).prox_(v, 0.5)
+    torch.testing.assert_close(v, wanted + reference)
+    near = reference + 0.05
+    About(reference, L1Real(0.2)).prox_(near, 0.5)
+    torch.testing.assert_close(near, reference)
 
 
 def test_l1_of_the_imaginary_part_leaves_real_volumes_alone():

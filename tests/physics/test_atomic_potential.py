@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from helpers import assert_gradients
-from petomo.physics.atomic_potential import atomic_slices, projected_factor, slice_shares
+from petomo.core.grid import Grid
+from petomo.physics.atomic_potential import atomic_slices, atomic_volume, projected_factor, slice_shares
 from petomo.physics.resample import SliceGeometry
 from petomo.physics.scattering_factors import SCATTERING_TO_VOLT, scattering_factor
 
@@ -73,3 +74,26 @@ def test_gradients():
         return (atomic_slices(*inputs, np.array([8, 13, 8]), geometry, torch.float64) * weights).sum()
 
     assert_gradients(value, lab, occupancy, variance, atol=1e-4)
+
+
+def test_volume_projects_to_the_slice():
+    """More atoms than are drawn at a time, of two elements, each with its own occupancy and motion."""
+    many, random = 300, np.random.default_rng(2)
+    grid = Grid((20, 33, 40), (0.5, 0.31, 0.31))
+    places = random.uniform(-3, 3, (many, 3))
+    occupancy, variance = random.uniform(0.5, 1, many), random.uniform(0.002, 0.02, many)
+    numbers = random.choice([8, 78], many)
+    volume = atomic_volume(places, occupancy, variance, numbers, grid)
+    one = SliceGeometry(1, 10.0, (33, 40), 0.31)
+    tensors = (torch.as_tensor(part) for part in (places, occupancy, variance))
+    slices = atomic_slices(*tensors, numbers, one, torch.float64)
+    np.testing.assert_allclose(volume.sum(0) * 0.5, slices[0].numpy(), atol=1e-9 * float(slices.max()))
+
+
+def test_volume_blurs_along_the_beam_too():
+    grid = Grid((64, 24, 24), (0.2, 0.3, 0.3))
+    one = np.ones(1)
+    sharp, soft = (atomic_volume(np.zeros((1, 3)), one, u * one, np.array([8]), grid) for u in (0.01, 0.05))
+    profile = [np.abs(np.fft.rfft(v.sum((1, 2)))) for v in (sharp, soft)]
+    qz = np.fft.rfftfreq(64, 0.2)
+    np.testing.assert_allclose(profile[1] / profile[0], np.exp(-2 * np.pi**2 * 0.04 * qz**2), rtol=1e-8)

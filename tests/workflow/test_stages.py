@@ -92,6 +92,7 @@ def contents(folder):
     probes = artefacts.read_probes(folder / "probes.h5")
     out = {
         "volume": read_mrc(folder / "volume.mrc")[0],
+        "completed": read_mrc(folder / "volume_completed.mrc")[0],
         "linear": read_mrc(folder / "volume_linear.mrc")[0],
         "projections": read_mrc(folder / "projections.mrc")[0],
         "angles": torch.stack([poses.phi, poses.theta, poses.psi]).numpy(),
@@ -164,6 +165,7 @@ def test_every_artefact_is_there(minute):
     assert np.isfinite(found["volume"]).all()
     assert found["volume"].min() >= 0.0
     assert found["volume"].max() > 1.0, "volts"
+    assert found["completed"].shape == found["volume"].shape
     assert len(artefacts.read_bright_field(folder / "bright_field.h5")) == TILTS
     patterns = artefacts.read_patterns(folder / "patterns.h5")
     assert patterns["worst"]["measured"].shape == patterns["worst"]["model"].shape == (24, 20)
@@ -246,11 +248,12 @@ def test_crashing_anywhere_changes_nothing(minute, tmp_path, save_every):
         copy_of(minute, tmp_path),
     )
     stops = [("ptychography", 5), ("end_to_end", 3), ("end_to_end/half_a", 3), ("end_to_end/half_b", 2)]
+    stops += [("completion/patterns", 2), ("completion/atoms", 1)]
     run_with_stops(config, folder, stops, crash=True, start_from="ptychography")
     assert_same(folder, minute / "run")
 
 
-@pytest.mark.parametrize("stage", ["alignment", "end_to_end", "analysis", "refinement"])
+@pytest.mark.parametrize("stage", ["alignment", "end_to_end", "analysis", "refinement", "completion"])
 def test_redoing_a_stage_gives_the_same(minute, tmp_path, stage):
     folder = copy_of(minute, tmp_path)
     run(load_config(minute / "run.yaml"), folder, start_from=stage, stages=WORK)
@@ -277,12 +280,13 @@ def test_given_poses_are_taken(minute, tmp_path):
     artefacts.write_poses(tmp_path / "poses.json", poses, [str(t) for t in range(TILTS)])
     folder = copy_of(minute, tmp_path)
     still = [f"end_to_end.{k}.step_size=0" for k in ("poses", "affine", "positions")]
-    still.append("refinement.rounds=0")
+    still.append("refinement.rounds=0")  # and with it completion: there are no refined atoms
     config = load_config(minute / "run.yaml", [f"alignment.poses={tmp_path / 'poses.json'}", *still])
     run(config, folder, start_from="alignment", stages=WORK)
     found, _ = artefacts.read_poses(folder / "poses.json")
     for key in ("phi", "theta", "psi", "tau"):
         torch.testing.assert_close(getattr(found, key), getattr(poses, key))
+    assert not (folder / "volume_completed.mrc").exists(), "that of the earlier atoms"
 
 
 @pytest.mark.parametrize(

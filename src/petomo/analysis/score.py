@@ -246,8 +246,18 @@ def format_score(score: dict[str, Any]) -> str:
             f"defocus    rms {d['rms_angstrom']:.1f} A, {d['rms_without_mean_angstrom']:.1f} A "
             f"without the common offset of {d['mean_angstrom']:+.1f} A"
         )
+    lines += [_resolution_line(name, found) for name, found in score.get("resolution", {}).items()]
     lines += [f"not scored: the run has no {name}" for name in score.get("missing", [])]
     return "\n".join(lines)
+
+
+def _resolution_line(name: str, found: dict[str, Any]) -> str:
+    """Where a volume's correlation with the truth falls below the threshold, if it does."""
+    periods = {
+        key: f"{found[key]:.2f}{'' if reached else ' or less'}" for key, reached in found["reached"].items()
+    }
+    cones = ", ".join(f"{periods[axis]} about {axis}" for axis in "xyz")
+    return f"resolution {name}: {periods['all']} A at FSC {found['threshold']:g} with the truth; {cones}"
 
 
 def _atom_lines(atoms: dict[str, Any]) -> list[str]:

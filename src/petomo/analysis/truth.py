@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from scipy import fft
 
 from petomo.analysis.matching import RigidMotion
 from petomo.analysis.resolution import ShellCorrelation, directional_correlations, fourier_shell_correlation
 from petomo.core.grid import Grid
 from petomo.io.artefacts import read_atoms
 from petomo.io.volumes import read_mrc
-from petomo.physics.scattering_factors import SCATTERING_TO_VOLT, Parametrization, scattering_factor
+from petomo.physics.atomic_potential import atomic_volume
+from petomo.physics.scattering_factors import Parametrization
 
 THRESHOLD = 0.5
 """Correlation with truth that goes with 0.143 between half sets (Rosenthal & Henderson 2003)."""
@@ -23,9 +23,7 @@ THRESHOLD = 0.5
 def potential_of_atoms(
     atoms: Atoms, grid: Grid, vibration_rms: float = 0.0, parametrization: Parametrization = "lobato"
 ) -> np.ndarray:
-    """Electrostatic potential in volts ``z y x``, periodic, band limited, origin at voxel ``n // 2``.
-
-    ``V(q) = h^2 / (2 pi m e) sum_j f_j(q) exp(-2 pi i q.r_j - 2 pi^2 u^2 q^2)`` (Kirkland 2020, Eq. 5.9).
+    """`petomo.physics.atomic_potential.atomic_volume` of whole atoms that all vibrate alike.
 
     Parameters
     ----------
@@ -36,21 +34,10 @@ def potential_of_atoms(
     vibration_rms : float
         Displacements u by phonons, rms an axis in angstrom.
     """
-    sizes = zip(grid.shape, grid.pixel_size, strict=True)
-    qz, qy, qx = ((fft.rfftfreq if axis == 2 else fft.fftfreq)(n, p) for axis, (n, p) in enumerate(sizes))
-    q2 = qz[:, None, None] ** 2 + qy[:, None] ** 2 + qx**2
-    corner = [-(n // 2) * p for n, p in zip(grid.shape, grid.pixel_size, strict=True)]
-    spectrum = np.zeros(q2.shape, dtype=complex)
-    for number in np.unique(atoms.numbers):
-        x, y, z = atoms.positions[atoms.numbers == number].T
-        waves = [
-            np.exp(-2j * np.pi * q[:, None] * (place - start))
-            for q, place, start in zip((qz, qy, qx), (z, y, x), corner, strict=True)
-        ]
-        plane = waves[0][:, None] * waves[1]
-        spectrum += scattering_factor(int(number), q2, parametrization) * (plane @ waves[2].T)
-    spectrum *= SCATTERING_TO_VOLT * np.exp(-2 * np.pi**2 * vibration_rms**2 * q2) / np.prod(grid.pixel_size)
-    return np.asarray(fft.irfftn(spectrum, s=grid.shape))
+    whole = np.ones(len(atoms))
+    return atomic_volume(
+        atoms.positions, whole, vibration_rms**2 * whole, atoms.numbers, grid, parametrization
+    )
 
 
 def score_resolution(
@@ -59,8 +46,9 @@ def score_resolution(
     score: dict[str, Any],
     vibration_rms: float = 0.0,
     parametrization: Parametrization = "lobato",
+    file: str = "volume.mrc",
 ) -> dict[str, Any]:
-    """Fourier shell correlation of ``volume.mrc`` with the true potential, across and along the beam.
+    """Fourier shell correlation of a run's volume with the true potential, across and along the beam.
 
     Parameters
     ----------
@@ -69,7 +57,9 @@ def score_resolution(
     score : dict
         Of `petomo.analysis.score.score_run`; its rigid motion of the atoms aligns truth and run.
     vibration_rms : float
-        Phonons simulated, rms an axis in angstrom.
+        Phonons simulated, rms an axis in angstrom. Every shell is normalised, so that it hardly matters.
+    file : str
+        The volume's file in the run folder.
 
     Returns
     -------
@@ -78,7 +68,7 @@ def score_resolution(
         and the cones of 20 degrees about ``x``, ``y``, ``z``; ``reached`` says for each whether the curve
         fell below the threshold at all, else the period is the finest the volume can hold.
     """
-    volume, voxel = read_mrc(Path(run_dir) / "volume.mrc")
+    volume, voxel = read_mrc(Path(run_dir) / file)
     found = score["atoms"]["motion"]
     motion = RigidMotion(np.array(found["rotation_matrix"]), np.array(found["shift_xyz_angstrom"]))
     atoms = read_atoms(Path(truth_dir) / "atoms.xyz")
@@ -94,3 +84,13 @@ def score_resolution(
         **{name: curve.resolution(THRESHOLD) for name, curve in curves.items()},
         "reached": {name: curve.crossing(THRESHOLD) is not None for name, curve in curves.items()},
     }
+
+
+def score_volumes(run_dir: str | Path, truth_dir: str | Path, score: dict[str, Any]) -> dict[str, Any]:
+    """`score_resolution` of each of a run's volumes that can be put beside the truth, by file."""
+    run, truth = Path(run_dir), Path(truth_dir)
+    truth = truth if (truth / "atoms.xyz").is_file() else truth / "truth"
+    if "atoms" not in score:
+        return {}
+    files = [name for name in ("volume.mrc", "volume_completed.mrc") if (run / name).is_file()]
+    return {name: score_resolution(run, truth, score, file=name) for name in files}

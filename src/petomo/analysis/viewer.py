@@ -49,7 +49,8 @@ def add_layers(viewer: Viewer, folder: str | Path) -> None:
         If it holds neither a volume nor atoms.
     """
     folder = Path(folder)
-    found = [what for what in ("volume_linear", "absorption", "volume") if (folder / f"{what}.mrc").is_file()]
+    every = ("volume_linear", "absorption", "volume_completed", "volume")
+    found = [what for what in every if (folder / f"{what}.mrc").is_file()]
     atoms = folder / "atoms.xyz"
     if not found and not atoms.is_file():
         raise UserError(f"{folder}: there is neither volume.mrc nor atoms.xyz yet; let the run go on first")

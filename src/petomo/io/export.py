@@ -46,7 +46,8 @@ def export_run(
         New file (for OME-Zarr: folder): .mrc and .map (MRC), .ome.zarr and .zarr (OME-Zarr), .emd (EMD 1.0),
         .tif (ImageJ), .ome.tif (OME), and for atoms .xyz (extended XYZ) and .cif.
     what : str, optional
-        ``volume`` (default), ``volume_linear``, ``absorption`` or ``projections``; for atoms none is needed.
+        ``volume`` (default), ``volume_completed``, ``volume_linear``, ``absorption`` or ``projections``;
+        for atoms none is needed.
     ome_version : str
         ``"0.4"`` or ``"0.5"``, for OME-Zarr.
 

@@ -134,7 +134,8 @@ def read_mrc(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float]]:
 
 ARTEFACTS = {
     "volume": ("volume.mrc", "potential", "V"),
-    "volume_linear": ("volume_linear.mrc", "potential by linear tomography", "V"),
+    "volume_completed": ("volume_completed.mrc", "potential completed by atoms", "V"),
+    "volume_linear": ("volume_linear.mrc", "phase per length by linear tomography", "rad/A"),
     "absorption": ("absorption.mrc", "absorptive potential", "V"),
     "projections": ("projections.mrc", "phase projections", "rad"),
 }

@@ -130,6 +130,30 @@ class L1Real:
 
 
 @dataclass(frozen=True)
+class About:
+    """``f(V - reference)``: pulls towards what is known already, in place of zero.
+
+    Parameters
+    ----------
+    reference : Tensor
+        Real, of the volume's shape, in volts.
+    term : Proximal
+        f.
+    """
+
+    reference: Tensor
+    term: Proximal
+    name: str = field(default="about", init=False)
+
+    @torch.no_grad()
+    def prox_(self, v: Tensor, step: float) -> None:
+        """Proximal step of f on the difference, in place."""
+        v.sub_(self.reference)
+        self.term.prox_(v, step)
+        v.add_(self.reference)
+
+
+@dataclass(frozen=True)
 class NonNegative:
     """``f(V) = 0 if Re V >= 0 everywhere, else infinity``; prox: ``max(Re V, 0)``, Im V untouched."""
 
@@ -192,6 +216,7 @@ def _real_part(v: Tensor) -> Tensor:
 
 
 __all__ = [
+    "About",
     "Butterworth",
     "DepthKernel",
     "Filter",

@@ -14,8 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from petomo.core.grid import Grid
 from petomo.physics.resample import SliceGeometry
-from petomo.physics.scattering_factors import SCATTERING_TO_VOLT, scattering_factor
+from petomo.physics.scattering_factors import SCATTERING_TO_VOLT, Parametrization, scattering_factor
+
+_TOGETHER = 256  # atoms drawn into a volume at a time, so that their plane waves need little memory
 
 
 @lru_cache(maxsize=64)
@@ -90,6 +93,53 @@ def atomic_slices(
                 spectrum = spectrum + total * factor.to(device, dtype)
         stack.append(torch.fft.irfft2(spectrum, s=(ny, nx)))
     return torch.stack(stack) / voxel**2
+
+
+def atomic_volume(
+    positions: np.ndarray,
+    occupancy: np.ndarray,
+    variance: np.ndarray,
+    numbers: np.ndarray,
+    grid: Grid,
+    parametrization: Parametrization = "lobato",
+) -> np.ndarray:
+    """Potential of atoms in volts ``z y x``, periodic, band limited, origin at voxel ``n // 2``.
+
+    ``V(q) = h^2 / (2 pi m e) sum_j f_j(q) occ_j exp(-2 pi i q.r_j - 2 pi^2 u_j^2 q^2)`` (Kirkland 2020,
+    Eq. 5.9).
+
+    Parameters
+    ----------
+    positions : np.ndarray
+        ``(atom, 3)`` as (x, y, z) in angstrom.
+    occupancy : np.ndarray
+        ``(atom,)``; 1 is a whole atom.
+    variance : np.ndarray
+        Mean squared displacement u^2 along one axis in square angstrom, ``(atom,)``.
+    numbers : np.ndarray
+        Atomic numbers ``(atom,)``.
+    grid : Grid
+        ``z y x``.
+    """
+    axes = list(zip(grid.shape, grid.pixel_size, strict=True))
+    qz, qy, qx = (
+        np.fft.rfftfreq(n, p) if axis == 2 else np.fft.fftfreq(n, p) for axis, (n, p) in enumerate(axes)
+    )
+    q2 = qz[:, None, None] ** 2 + qy[:, None] ** 2 + qx**2
+    z, y, x = (positions[:, 2 - axis] + (n // 2) * p for axis, (n, p) in enumerate(axes))
+    spectrum = np.zeros(q2.shape, dtype=complex)
+    for number in np.unique(numbers):
+        of_element, total = np.flatnonzero(numbers == number), np.zeros(q2.shape, dtype=complex)
+        for some in np.split(of_element, range(_TOGETHER, len(of_element), _TOGETHER)):
+            along_z, along_y, along_x = (
+                np.exp(-2j * np.pi * np.outer(q, place[some]) - 2 * np.pi**2 * np.outer(q**2, variance[some]))
+                for q, place in ((qz, z), (qy, y), (qx, x))
+            )
+            total += ((along_z * occupancy[some])[:, None] * along_y) @ along_x.T
+        spectrum += scattering_factor(int(number), q2, parametrization) * total
+    return np.fft.irfftn(
+        spectrum * (SCATTERING_TO_VOLT / np.prod(grid.pixel_size)), s=grid.shape, axes=(0, 1, 2)
+    )
 
 
 def _line(frequency: Tensor, place: Tensor, variance: Tensor, dtype: torch.dtype) -> Tensor:

@@ -233,6 +233,14 @@ class RefinementSettings(Section):
     )
 
 
+class CompletionSettings(Section):
+    """After refined atoms: the volume again with their geometry, and one that starts from them."""
+
+    iterations: NonNegativeInt = Field(
+        default=4, description="passes over the data for each; 0 = leave the stage out"
+    )
+
+
 class ComputeSettings(Section):
     """Where and how the numbers are crunched."""
 
@@ -274,6 +282,7 @@ class Config(Section):
     end_to_end: EndToEndSettings = EndToEndSettings()
     analysis: AnalysisSettings = AnalysisSettings()
     refinement: RefinementSettings = RefinementSettings()
+    completion: CompletionSettings = CompletionSettings()
     compute: ComputeSettings = ComputeSettings()
     output: OutputSettings = OutputSettings()
 

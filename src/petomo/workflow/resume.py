@@ -24,6 +24,7 @@ SECTIONS = {
     "end_to_end": ("end_to_end", "analysis.fsc"),
     "analysis": ("analysis",),
     "refinement": ("refinement",),
+    "completion": ("completion",),
     "report": (),
 }
 """Settings each stage depends on, beside those of the stages before it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,7 +47,8 @@ def end_to_end(context: RunContext) -> None:
     config, grids = context.config, plan_grids(context.series, context.config)
     loss = make_loss(context, grids, config.end_to_end.loss)
     reader = PatternReader(context.series, grids.window.shape, context.device)
-    model = build_model(context, grids)
+    folder = context.inputs(STAGE, "poses.json", "probes.h5", "positions.h5")
+    model = build_model(context, grids, folder)
     options, saved = descent_options(context), context.restore(STAGE) or {}
     whole = saved.get("whole")
     regularizers, team = _regularizers(context, grids, model), context.team
@@ -61,10 +63,9 @@ def end_to_end(context: RunContext) -> None:
     _write_patterns(context, model, reader, loss)
 
 
-def build_model(context: RunContext, grids: Grids) -> PtychoTomography:
-    """Model with an empty volume and the artefacts of the stages before."""
+def build_model(context: RunContext, grids: Grids, folder: Path) -> PtychoTomography:
+    """Model with an empty volume and the poses, probes and positions in ``folder``."""
     config = context.config
-    folder = context.inputs(STAGE, "poses.json", "probes.h5", "positions.h5")
     geometry = tomography_geometry(context.series, config, grids)
     poses, _ = read_poses(folder / "poses.json")
     probes = [p.to(complex_dtype(config)) for p in read_probes(folder / "probes.h5").modes]
@@ -90,13 +91,14 @@ def descent_options(context: RunContext) -> DescentOptions:
 
 def _regularizers(context: RunContext, grids: Grids, model: PtychoTomography):
     """The configured regularisers that act in a pass, as the solver asks for them."""
+    return lambda iteration: active_regularizers(context, grids, model, iteration)
+
+
+def active_regularizers(context: RunContext, grids: Grids, model: PtychoTomography, iteration: int) -> list:
+    """The configured regularisers that act in one pass."""
     settings = context.config.end_to_end.regularizers
-
-    def active(iteration: int) -> list:
-        now = [r for r in settings if r.start <= iteration < (r.stop or 10**9)]
-        return [term for r in now if (term := _regularizer(r, grids.voxel, model)) is not None]
-
-    return active
+    now = [r for r in settings if r.start <= iteration < (r.stop or 10**9)]
+    return [term for r in now if (term := _regularizer(r, grids.voxel, model)) is not None]
 
 
 def _regularizer(r, voxel: float, model: PtychoTomography):

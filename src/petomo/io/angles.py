@@ -50,7 +50,7 @@ def read_named_angles(path: Path) -> Named:
 def _numbers(path: Path, values: Any) -> list[float]:
     try:
         return [float(value) for value in values]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise UserError(
             f"{path}: this should hold one angle in degrees per line, or a JSON list of them"
         ) from None
@@ -76,7 +76,7 @@ def _npy(path: Path) -> Named:
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
         flat = values.ndim == 1 and values.dtype.kind in "uif"
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+    except Exception as error:  # a damaged header fails in NumPy's parser in many ways
         raise UserError(f"{path}: there is no such file, or it is not a NumPy array of angles") from error
     if not flat or len(values) > 2**16:
         raise UserError(

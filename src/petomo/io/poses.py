@@ -27,6 +27,7 @@ from petomo.io.artefacts import read_poses, write_poses
 from petomo.io.atomic import write_text
 from petomo.io.star import find_block, format_star, read_star
 from petomo.io.text import read_text
+from petomo.io.volumes import refuse_cut_mrc
 
 POSE_SUFFIXES = (".json", ".star", ".xf")
 _STAR = ("rlnTomoXTilt", "rlnTomoYTilt", "rlnTomoZRot", "rlnTomoXShiftAngst", "rlnTomoYShiftAngst")
@@ -57,6 +58,7 @@ class ImageFrame:
     def of_stack(cls, path: Path) -> ImageFrame:
         """From the header of an MRC stack."""
         try:
+            refuse_cut_mrc(path)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 with mrcfile.open(path, header_only=True) as mrc:

@@ -40,6 +40,10 @@ def read_star(path: Path) -> dict[str, Block]:
         block = next(reversed(blocks.values()))
         if words[0] == "loop_":
             columns, loop = [], True
+        elif words[0].startswith("_") and words[0].removeprefix("_") in block:
+            raise UserError(
+                f"{path} line {number}: this block has {words[0]} twice, but each column once is right"
+            )
         elif words[0].startswith("_") and loop and not any(block[name] for name in columns):
             columns.append(words[0].removeprefix("_"))
             block[columns[-1]] = []

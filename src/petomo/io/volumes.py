@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +114,30 @@ def write_stack(path: str | Path, images: ArrayLike, pixel_size: float | tuple[f
         mrc.voxel_size = (dx, dy, 1.0)
 
 
+def refuse_cut_mrc(path: Path) -> None:
+    """Refuse an MRC file whose header declares more than the file holds, before memory is taken for it.
+
+    Raises
+    ------
+    UserError
+        Saying how many bytes are declared and there.
+    """
+    with open(path, "rb") as file:
+        header = file.read(1024)
+    if header[208:211] != b"MAP":  # not MRC, or compressed: mrcfile tells
+        return
+    order = ">" if header[212:213] == b"\x11" else "<"
+    *shape, mode = struct.unpack(f"{order}4i", header[:16])
+    (extended,) = struct.unpack(f"{order}i", header[92:96])
+    sizes = {0: 1, 1: 2, 2: 4, 4: 8, 6: 2, 12: 2}
+    declared = 1024 + max(0, extended) + math.prod(max(0, n) for n in shape) * sizes.get(mode, 0)
+    if declared > (stored := path.stat().st_size):
+        raise UserError(
+            f"{path}: this is not a sound MRC file (its header declares {declared} bytes, but it holds "
+            f"{stored}); it was cut short, so copy it again"
+        )
+
+
 def read_mrc(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     """Array ``z y x`` (or ``tilt y x``) of an MRC file and its voxel size (z, y, x) in angstrom.
 
@@ -123,6 +149,7 @@ def read_mrc(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     if not Path(path).is_file():
         raise UserError(f"{path}: there is no such file; an MRC volume is needed here")
     try:
+        refuse_cut_mrc(Path(path))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with mrcfile.open(path) as mrc:

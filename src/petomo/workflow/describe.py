@@ -60,7 +60,22 @@ def facts(series: TiltSeries, config: Config, electrons: Sequence[float] | None 
         Settings.
     electrons : sequence of float, optional
         Electrons recorded per tilt, from `petomo.io.readers.validate_counts`.
+
+    Raises
+    ------
+    UserError
+        If no grids follow from the numbers.
     """
+    try:
+        return _facts(series, config, electrons)
+    except (ArithmeticError, ValueError) as error:
+        raise UserError(
+            f"{series.name}: no grids follow from these numbers ({error}); look at energy, semi-angle, "
+            "detector pixel, scan step, defocus and the volume's size"
+        ) from error
+
+
+def _facts(series: TiltSeries, config: Config, electrons: Sequence[float] | None) -> dict[str, Any]:
     first = series[0]
     lam = wavelength(first.energy_ev)
     disk = mrad_to_inverse_angstrom(first.semiangle_mrad, first.energy_ev)
@@ -194,7 +209,10 @@ def file_lines(path: str | Path) -> list[str]:
     except UserError:
         return [f"missing, to be given in the configuration: {', '.join(missing)}"]
     lines = [f"not in the file: {', '.join(missing)}"] if missing else []
-    return [*lines, *sentences(facts(TiltSeries((tilt,)), Config()))]
+    try:
+        return [*lines, *sentences(facts(TiltSeries((tilt,), tilt.name), Config()))]
+    except UserError as error:  # what the file says is shown all the same
+        return [*lines, str(error)]
 
 
 def _times(values: Sequence[float]) -> str:

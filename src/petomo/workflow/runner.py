@@ -78,13 +78,7 @@ def refuse_too_large(series: TiltSeries, config: Config, device: torch.device) -
     UserError
         Saying how much memory is needed and there.
     """
-    try:
-        need = float(facts(series, config)["memory_bytes"])
-    except (ArithmeticError, ValueError) as error:
-        raise UserError(
-            f"{series.name}: no grids follow from these numbers ({error}); look at energy, semi-angle, "
-            "detector pixel, scan step, defocus and the volume's size"
-        ) from error
+    need = facts(series, config)["memory_bytes"]
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
     else:

@@ -97,6 +97,17 @@ def test_bad_pixels_are_mended_and_masked_where_they_are_stored(flip):
     np.testing.assert_array_equal(spoilt.bad_pixel_mask, seen)
 
 
+@pytest.mark.parametrize("flip", FLIPS)
+def test_a_bad_pixel_is_not_mended_from_padding(flip):
+    array, unrecorded = np.zeros((6, 6, 9)), np.ones((6, 9), bool)
+    array[:, 2:4, 4:6], unrecorded[2:4, 4:6] = 7.0, False
+    good = dataset(ArraySource(array.copy()), flip=flip)
+    array[:, 3, 5] = np.nan
+    spoilt = dataset(ArraySource(array), flip=flip, bad_pixels=((3, 5),), unrecorded=unrecorded)
+    np.testing.assert_array_equal(spoilt.patterns(), good.patterns())
+    np.testing.assert_array_equal(~spoilt.unmeasured_mask, (good.patterns()[0] > 0) & ~spoilt.bad_pixel_mask)
+
+
 def test_a_bad_pixel_without_good_neighbours_is_zero():
     array = np.full((6, 2, 3), 7.0)
     every = tuple((y, x) for y in range(2) for x in range(3))

@@ -160,6 +160,9 @@ def test_dectris_master(tmp_path):
     patterns[:, 1, 2] = 0
     source = open_source(tmp_path / "scan_master.h5")
     assert_patterns(source, patterns)
+    np.testing.assert_array_equal(np.argwhere(source.unrecorded), [[1, 2]])
+    tilt = opened(tmp_path, "scan_master.h5", ("energy_kev",), scan_shape=[3, 5], pattern_shape=[6, 6])
+    np.testing.assert_array_equal(np.argwhere(tilt.unmeasured_mask), [[1, 1]])
     tilt = opened(tmp_path, "scan_master.h5", ("energy_kev",), scan_shape=[3, 5])
     assert tilt.energy_ev == 8e4
     (tmp_path / "scan_data_000002.h5").unlink()

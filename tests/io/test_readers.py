@@ -98,6 +98,23 @@ def test_bad_pixels_are_counted_as_stored(tmp_path):
         opened(tmp_path, bad_pixels=[[y, x] for y in range(4) for x in range(6)])
 
 
+def test_a_window_says_what_lies_beyond_the_detector(tmp_path):
+    series_of(tmp_path)
+    assert opened(tmp_path)[0].unrecorded is None
+    assert opened(tmp_path, pattern_shape=[4, 5])[0].unrecorded is None
+    tilt = opened(tmp_path, pattern_centre=[2, 4], pattern_shape=[9, 8], bad_pixels=[[2, 6]])[0]
+    expected = np.ones((9, 8), bool)  # 6 x 7 pixels, (2, 4) goes to (4, 4)
+    expected[2:8, 0:7] = False
+    np.testing.assert_array_equal(tilt.unrecorded, expected)
+    assert not tilt.source.read(np.arange(20))[:, expected].any()
+    assert tilt.recorded_shape == (7, 8)
+    expected[4, 6] = True
+    np.testing.assert_array_equal(tilt.unmeasured_mask, expected)
+    wide = {"pattern_shape": [12, 14], "bad_pixels": [[y, x] for y in range(4) for x in range(6)]}
+    with pytest.raises(UserError, match=r"names 24 of 42 detector pixels"):
+        opened(tmp_path, **wide)
+
+
 def test_a_pixel_named_bad_may_hold_anything(tmp_path):
     counts = COUNTS.astype(np.float32)
     counts[:, :, 1, 3] = np.nan

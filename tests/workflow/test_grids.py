@@ -168,6 +168,52 @@ def test_the_loss_is_blind_to_bad_pixels(shape, flip):
     assert torch.equal(mask, seen > 0)
 
 
+@pytest.mark.parametrize("flip", [(False, False, False), (True, True, False), (True, False, True)])
+@pytest.mark.parametrize(("shape", "wide"), [((12, 12), (24, 24)), ((11, 12), (24, 21))])
+def test_the_loss_is_blind_to_padding(shape, wide, flip):
+    """Zeros around a pattern are no measurement, and nor is what extends it for a finer voxel."""
+    plain = series(shape)
+    where = tuple(slice(w // 2 - n // 2, w // 2 - n // 2 + n) for w, n in zip(wide, shape, strict=True))
+    unrecorded = np.ones(wide, bool)
+    unrecorded[where] = False
+    marked = np.repeat(~unrecorded[None], 12, 0).astype(np.uint16)
+    data = TiltSeries(
+        tuple(replace(t, source=ArraySource(marked), unrecorded=unrecorded, flip=flip) for t in plain)
+    )
+    grids = plan_grids(data, Config())
+    mask = make_loss(SimpleNamespace(series=data, device=CPU), grids, "amplitude").mask
+    assert int(mask.sum()) == shape[0] * shape[1]
+    seen = PatternReader(data, grids.window.shape, CPU)(0, torch.tensor([0]))[0]
+    assert torch.equal(mask, seen > 0)
+
+
+def test_padding_is_the_same_as_a_finer_voxel():
+    plain = series()
+    full = [np.pad(t.source.read(np.arange(12)), ((0, 0), (6, 6), (6, 6))) for t in plain]
+    border = np.pad(np.zeros((12, 12), bool), 6, constant_values=True)
+    pairs = zip(plain, full, strict=True)
+    padded = TiltSeries(tuple(replace(t, source=ArraySource(f), unrecorded=border) for t, f in pairs))
+    assert padded[0].recorded_shape == (12, 12)
+    assert padded[0].recorded_pixel_size == plain[0].pixel_size
+    found = []
+    for data, settings in ((padded, Config()), (plain, config(voxel_angstrom=plain[0].pixel_size[0] / 2))):
+        grids = plan_grids(data, settings)
+        loss = make_loss(SimpleNamespace(series=data, device=CPU), grids, "poisson")
+        read = PatternReader(data, grids.window.shape, CPU)(1, torch.arange(12))
+        found.append((grids, slicing(data, settings, grids), loss(torch.ones_like(read), read)))
+    (*rest_a, loss_a), (*rest_b, loss_b) = found
+    assert rest_a == rest_b
+    assert all(torch.equal(x, y) for x, y in zip(loss_a, loss_b, strict=True))
+
+
+def test_what_one_tilt_lacks_no_loss_counts():
+    data, masks = series(), np.zeros((2, 12, 12), bool)
+    masks[0, 0], masks[1, :, 0] = True, True
+    data = TiltSeries(tuple(replace(t, unrecorded=m) for t, m in zip(data, masks, strict=True)))
+    mask = make_loss(SimpleNamespace(series=data, device=CPU), plan_grids(data, Config()), "amplitude").mask
+    assert int(mask.sum()) == 11 * 11
+
+
 def test_number_types():
     assert (real_dtype(Config()), complex_dtype(Config())) == (torch.float32, torch.complex64)
     double = Config(compute={"precision": "float64"})

@@ -106,6 +106,9 @@ class FourDSTEM:
         `bad_pixel_mask` says where they are, so that a loss can leave them out.
     name : str
         For messages: the file or key it came from.
+    unrecorded : np.ndarray or None
+        True at pixels (ky, kx) of the source's patterns where no detector was or its own mask hides it; they
+        hold zero, which is no measurement of zero, so that `unmeasured_mask` has them for the losses.
     """
 
     source: PatternSource
@@ -121,6 +124,7 @@ class FourDSTEM:
     flip: tuple[bool, bool, bool] = (False, False, False)
     name: str = ""
     bad_pixels: tuple[tuple[int, int], ...] = ()
+    unrecorded: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
         k = self.scan_shape[0] * self.scan_shape[1]
@@ -155,7 +159,9 @@ class FourDSTEM:
         index = np.arange(len(self))[indices] if isinstance(indices, slice) else np.asarray(indices)
         out = self._flipped(self._read(index))
         out = np.ascontiguousarray(out, dtype=np.float32) / np.float32(self.counts_per_electron)
-        return out if self.bad_pixel_mask is None else mend(out, self.bad_pixel_mask)
+        if self.bad_pixel_mask is None or self.unmeasured_mask is None:
+            return out
+        return mend(out, self.bad_pixel_mask, ~self.unmeasured_mask)
 
     @property
     def bad_pixel_mask(self) -> np.ndarray | None:
@@ -165,6 +171,32 @@ class FourDSTEM:
         mask = np.zeros((1, *self.source.shape[1:]), bool)
         mask[0, *np.transpose(self.bad_pixels)] = True
         return self._flipped(mask)[0]
+
+    @property
+    def unmeasured_mask(self) -> np.ndarray | None:
+        """True where nothing was measured: bad pixels and unrecorded ones; as `bad_pixel_mask`."""
+        bad = self.bad_pixel_mask
+        if self.unrecorded is None:
+            return bad
+        mask = self._flipped(self.unrecorded[None])[0]
+        return mask if bad is None else mask | bad
+
+    @property
+    def recorded_shape(self) -> tuple[int, int]:
+        """(ky, kx) of the smallest pattern about the same centre that holds all recorded pixels."""
+        if self.unrecorded is None:
+            return self.pattern_shape
+        seen, shape = ~self._flipped(self.unrecorded[None])[0], []
+        for axis in (0, 1):
+            where = np.flatnonzero(seen.any(1 - axis)) - seen.shape[axis] // 2
+            shape.append(int(max(-2 * where[0], 2 * where[-1] + 1)))
+        return shape[0], shape[1]
+
+    @property
+    def recorded_pixel_size(self) -> tuple[float, float]:
+        """As `pixel_size`, of the recorded part."""
+        (ky, kx), (dy, dx) = self.recorded_shape, self.detector_sampling
+        return (1 / (ky * dy), 1 / (kx * dx))
 
     def _flipped(self, patterns: np.ndarray) -> np.ndarray:
         up_down, left_right, transpose = self.flip

@@ -109,6 +109,13 @@ def open_dectris(path: Path, file: h5py.File) -> FileSource:
     if isinstance(mask, h5py.Dataset) and mask.shape == first[0]:
         need_filters(path, mask)
         dead = np.asarray(mask[()]) != 0
+        if dead.all():
+            raise UserError(
+                f"{path}: its pixel mask hides every pixel; copy the file again, or mend the mask"
+            )
     count = sum(part[2] for part in parts)
     attributes, origins = nexus_energy(file)
-    return FileSource(partial(_open, tuple(parts), dead), (count, *first[0]), attributes, origins)
+    hidden = dead if dead is not None and dead.any() else None
+    return FileSource(
+        partial(_open, tuple(parts), hidden), (count, *first[0]), attributes, origins, unrecorded=hidden
+    )

@@ -48,6 +48,11 @@ class Source(Protocol):
         """What a message about missing metadata should add."""
         ...
 
+    @property
+    def unrecorded(self) -> np.ndarray | None:
+        """True at pixels ``(ky, kx)`` that the file says measured nothing, and that hold zero; None: none."""
+        ...
+
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Patterns ``(len(indices), ky, kx)`` in the order asked for, in the file's number type."""
         ...
@@ -64,7 +69,7 @@ class FileSource:
         which reads only what a slice asks for.
     array_shape : tuple of int
         The array's shape as stored.
-    attributes, origins, remark
+    attributes, origins, remark, unrecorded
         See `Source`.
     """
 
@@ -73,6 +78,7 @@ class FileSource:
     attributes: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     remark: str = ""
+    unrecorded: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:

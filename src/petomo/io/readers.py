@@ -144,6 +144,12 @@ def open_tilt(path: Path, data: DataSettings, stage_tilt_degree: float | None) -
     )
     window = Window(data.scan_window, data.pattern_centre, data.pattern_shape, data.zero_below_counts)
     part = windowed(path, source, scan_shape, window) if window else None
+    unrecorded = (part or source).unrecorded
+    if unrecorded is not None and unrecorded.all():
+        raise UserError(
+            f"{path}: the file's own mask hides every pixel of the window; correct data.pattern_centre or "
+            "data.pattern_shape"
+        )
     return FourDSTEM(
         source=part or source,
         energy_ev=energy_ev,
@@ -157,12 +163,17 @@ def open_tilt(path: Path, data: DataSettings, stage_tilt_degree: float | None) -
         counts_per_electron=data.counts_per_electron,
         flip=data.flip,
         name=path.name,
-        bad_pixels=_bad_pixels(data, path, source, part.shape if part else source.shape),
+        bad_pixels=_bad_pixels(data, path, source, part.shape if part else source.shape, unrecorded),
+        unrecorded=unrecorded,
     )
 
 
 def _bad_pixels(
-    data: DataSettings, path: Path, source: Source, shape: tuple[int, ...]
+    data: DataSettings,
+    path: Path,
+    source: Source,
+    shape: tuple[int, ...],
+    unrecorded: np.ndarray | None,
 ) -> tuple[tuple[int, int], ...]:
     """``data.bad_pixels`` where they lie in patterns cut to ``shape`` (k, ky, kx)."""
     stored, kept = source.shape[1:], []
@@ -176,7 +187,8 @@ def _bad_pixels(
         y, x = (p - math.floor(c + 0.5) + n // 2 for p, c, n in zip(pixel, centre, shape[1:], strict=True))
         if 0 <= y < shape[1] and 0 <= x < shape[2]:
             kept.append((y, x))
-    if 2 * len(set(kept)) > (every := math.prod(shape[1:])):
+    every = math.prod(shape[1:]) - (0 if unrecorded is None else int(unrecorded.sum()))
+    if 2 * len(set(kept)) > every:
         raise UserError(
             f"{path}: data.bad_pixels names {len(set(kept))} of {every} detector pixels, which leaves "
             "too little to reconstruct from; name only those that are broken"

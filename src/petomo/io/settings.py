@@ -116,7 +116,8 @@ class DataSettings(Section):
     )
     pattern_shape: tuple[PositiveInt, PositiveInt] | None = Field(
         default=None,
-        description="[ky, kx] pixels to cut out around the beam, zero beyond the detector; null = as stored",
+        description="[ky, kx] pixels to cut out around the beam; what lies beyond the detector counts in no "
+        "loss; null = as stored",
     )
     zero_below_counts: PositiveFloat | None = Field(
         default=None,

@@ -34,6 +34,7 @@ class SparseSource:
     attributes: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     remark: str = ""
+    unrecorded: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -54,6 +54,14 @@ class WindowSource:
         return self.scan[0] * self.scan[1], *(self.window.shape or self.source.shape[1:])
 
     @property
+    def unrecorded(self) -> np.ndarray | None:
+        """True where a pattern reaches beyond the stored one, or this measured nothing; None if nowhere."""
+        stored, out = self.source.unrecorded, np.ones(self.shape[1:], bool)
+        to, of = zip(*(_overlap(*lengths) for lengths in self._lengths()), strict=True)
+        out[to[0], to[1]] = False if stored is None else stored[of[0], of[1]]
+        return out if out.any() else None
+
+    @property
     def _scan(self) -> tuple[int, int, int, int]:
         return self.window.scan or (0, self.scan_shape[0], 0, self.scan_shape[1])
 

@@ -79,7 +79,7 @@ def _facts(series: TiltSeries, config: Config, electrons: Sequence[float] | None
     first = series[0]
     lam = wavelength(first.energy_ev)
     disk = mrad_to_inverse_angstrom(first.semiangle_mrad, first.energy_ev)
-    k_max = min(n // 2 * dk for n, dk in zip(first.pattern_shape, first.detector_sampling, strict=True))
+    k_max = min(n // 2 * dk for n, dk in zip(first.recorded_shape, first.detector_sampling, strict=True))
     grids = plan_grids(series, config)
     angles = [math.degrees(tilt.stage_tilt) for tilt in series]
     diameter = probe_diameter(first.defocus, first.semiangle_mrad, first.energy_ev)

@@ -98,7 +98,7 @@ def finer_grids(series: TiltSeries, grids: Grids, voxel: float | None = None) ->
         Angstrom, about. Default: such that the recorded angles are within two thirds of the model's, and
         nothing that is scattered beyond the window's edge comes back onto them (Kirkland 2020, chapter 6).
     """
-    wanted = voxel or 2 / 3 * min(series[0].pixel_size)
+    wanted = voxel or 2 / 3 * min(series[0].recorded_pixel_size)
     if wanted > 0.99 * grids.voxel:
         return grids
     shape = _detector_shape(series[0], wanted)
@@ -145,7 +145,7 @@ def slicing(series: TiltSeries, config: Config, grids: Grids) -> tuple[int, floa
     recorded frequency dephases.
     """
     settings, data = config.end_to_end, series[0]
-    k_max = max(0.5 / p for p in data.pixel_size)
+    k_max = max(0.5 / p for p in data.recorded_pixel_size)
     wanted = settings.slice_thickness_angstrom or 1 / (3 * wavelength(data.energy_ev) * k_max**2)
     count = settings.slices or max(1, math.ceil(grids.thickness / wanted))
     return count, grids.thickness / count
@@ -203,12 +203,16 @@ class PatternReader:
 
 
 def make_loss(context: RunContext, grids: Grids, name: str):
-    """The loss a stage's configuration names, blind beyond the recorded detector and to its bad pixels."""
-    first, shape = context.series[0], grids.window.shape
-    recorded, bad = first.pattern_shape, first.bad_pixel_mask
+    """The loss a stage's configuration names, blind to whatever was not measured.
+
+    That is what lies beyond the recorded detector, padding of the patterns included, and bad pixels; what one
+    tilt lacks is left out of all, so that their losses can be compared.
+    """
+    shape, recorded = grids.window.shape, context.series[0].pattern_shape
+    lacking = [m for tilt in context.series if (m := tilt.unmeasured_mask) is not None]
     mask = None
-    if bad is not None or recorded != tuple(shape):
-        pixels = None if bad is None else torch.from_numpy(np.ascontiguousarray(bad))
+    if lacking or recorded != tuple(shape):
+        pixels = torch.from_numpy(np.any(lacking, axis=0)) if lacking else None
         mask = detector_mask(recorded, (shape[0], shape[1]), pixels).to(context.device)
     return LOSSES[name](mask=mask)
 

@@ -147,6 +147,7 @@ def _stack(tilt: FourDSTEM, bad: np.ndarray, disk: Disk | None) -> BrightFieldSt
         flip=(False, False, False),
         counts_per_electron=1.0,
         bad_pixels=(),
+        unrecorded=None,
     )
     block = max(1, _BLOCK_BYTES // (4 * math.prod(tilt.pattern_shape)))
     return detrended(bright_field_stack(part, part, max_pixels=100, block=block))

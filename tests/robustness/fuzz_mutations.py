@@ -150,7 +150,11 @@ def _strange_item(file: h5py.File, name: str, rng: random.Random):
             return file["/"]
         case 4:
             return h5py.Empty(rng.choice(["f4", "u2", "S3"]))
-        case 5 if isinstance(file[name], h5py.Dataset) and file[name].dtype.kind in "uif":
+        case 5 if (
+            isinstance(item := file[name], h5py.Dataset)
+            and item.shape is not None
+            and item.dtype.kind in "uif"
+        ):
             values = np.atleast_1d(file[name][()])
             return rng.choice(
                 [values[:1], values[..., :0], values[None], values.astype("f8") * np.nan, -values]

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -15,6 +16,7 @@ import pytest
 from petomo.core.errors import UserError
 from petomo.io.angles import read_angles
 from petomo.io.artefacts import read_poses
+from petomo.io.inspect import describe_file
 from petomo.io.poses import ImageFrame
 from petomo.io.settings import DataSettings
 from petomo.io.sources import open_source
@@ -227,3 +229,15 @@ def test_an_mrc_header_that_declares_too_much_takes_no_memory(tmp_path, word):
             read(tmp_path / "a.mrc")
     assert tracemalloc.get_traced_memory()[1] < 2**22
     tracemalloc.stop()
+
+
+def test_an_archive_whose_directory_promises_more_than_it_holds(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("data/.zarray", "{}")
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    at = content.index(b"PK\x01\x02")
+    content[at + 20 : at + 28] = 2 * (2**20).to_bytes(4, "little")
+    (tmp_path / "a.zip").write_bytes(content)
+    for read in (open_source, describe_file):
+        with pytest.raises(UserError, match=r"a\.zip: .*zarray is cut short or damaged"):
+            read(tmp_path / "a.zip")

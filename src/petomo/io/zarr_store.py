@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,14 @@ class ZarrFiles:
 
     def first(self, key: str, count: int) -> bytes:
         """The first bytes of a file."""
-        with self._archive.open(key) if self._archive is not None else open(self.path / key, "rb") as file:
-            return file.read(count)
+        if self._archive is None:
+            with open(self.path / key, "rb") as file:
+                return file.read(count)
+        try:
+            with self._archive.open(key) as file:
+                return file.read(count)
+        except (EOFError, zlib.error) as error:
+            raise zipfile.BadZipFile(f"{key} is cut short or damaged") from error
 
     def read(self, key: str) -> bytes | None:
         """Content of a small file, or None if there is none."""

@@ -30,7 +30,7 @@ from torch.fft import fft2, ifft2
 from petomo.core.electron import wavelength
 from petomo.core.grid import Grid
 from petomo.objectives.losses import Amplitude
-from petomo.physics import multislice
+from petomo.physics import multislice_share
 from petomo.physics.multislice import MultisliceOptics, multislice_loss
 from petomo.physics.passes import Passes
 from petomo.physics.probe import hermite_modes, make_probe
@@ -123,11 +123,11 @@ def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict
 
 def plain_pass(case: Case) -> None:
     """Petomo's pass as it is where numba is missing."""
-    chosen, multislice.choose_passes = multislice.choose_passes, lambda _: Passes
+    chosen, multislice_share.choose_passes = multislice_share.choose_passes, lambda _: Passes
     try:
         petomo_pass(case)
     finally:
-        multislice.choose_passes = chosen
+        multislice_share.choose_passes = chosen
 
 
 def measure(size: int, patterns: int, rounds: int) -> dict[str, float]:

@@ -227,11 +227,34 @@ def test_single_precision_is_good_to_five_digits():
     assert relative_error(grads[1], grads[0]) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_pattern_at_all(dtype):
+    optics, phase, _, probe, positions, _ = small_problem()
+    probe = probe.to(torch.complex(*torch.zeros(2, 1, dtype=dtype)).dtype)
+    assert diffract(phase.to(dtype), None, probe, positions[:0], optics).shape == (0, 5, 6)
+
+
+def test_two_threads_find_what_one_does():
+    optics, *inputs = small_problem(absorbing=True)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        leaves = [t.detach().clone().requires_grad_() for t in inputs[:4]]
+        value = multislice_loss(*leaves, inputs[4], optics, Amplitude(), chunk=1)
+        value.backward()
+        with torch.no_grad():
+            patterns = diffract(*leaves, optics)
+        found.append([value.detach(), patterns, *(leaf.grad for leaf in leaves)])
+    torch.set_num_threads(before)
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+
+
 def test_chunk_fits_the_cache():
-    assert default_chunk((64, 64), 1) == 16
-    assert default_chunk((64, 64), 2) == 32
-    assert default_chunk((1024, 1024), 1) == 1
-    assert default_chunk((128, 128), 1) == 4
+    assert default_chunk((64, 64)) == 16
+    assert default_chunk((64, 64), 12) == 4
+    assert default_chunk((1024, 1024)) == 1
+    assert default_chunk((128, 128)) == 4
 
 
 def test_second_derivatives_are_refused_rather_than_wrong():

@@ -6,7 +6,7 @@ import torch
 from helpers import relative_error
 from petomo.core.grid import Grid
 from petomo.objectives.losses import Amplitude
-from petomo.physics import multislice, passes
+from petomo.physics import multislice_share, passes
 from petomo.physics.multislice import MultisliceOptics, multislice_loss
 
 compiled = pytest.importorskip("petomo.physics.compiled", reason="numba is not installed")
@@ -20,6 +20,11 @@ def random_complex(*shape):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(5)
+
+
+@pytest.fixture(autouse=True)
+def _either_layout(monkeypatch):
+    monkeypatch.setattr(compiled, "_rows_are_faster", lambda: True)
 
 
 def test_single_precision_on_a_processor_is_compiled(monkeypatch):
@@ -65,7 +70,7 @@ def test_same_loss_and_gradients(monkeypatch, window, wanted):
     optics = MultisliceOptics(Grid(window, (0.3, 0.4)), 200e3, 6.0)
     measured, found = torch.rand(5, *window), []
     for kind in (compiled.CompiledPasses, passes.Passes):
-        monkeypatch.setattr(multislice, "choose_passes", lambda _, kind=kind: kind)
+        monkeypatch.setattr(multislice_share, "choose_passes", lambda _, kind=kind: kind)
         leaves = [t.clone().requires_grad_(wanted in (n, "all")) for n, t in zip(names, tensors, strict=True)]
         value = multislice_loss(*leaves, measured, optics, Amplitude(), chunk=3)
         value.backward()

@@ -10,7 +10,8 @@ else in the user's cache folder.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -20,8 +21,18 @@ from torch.fft import fft, ifft
 
 from petomo.physics.passes import Lines, Passes
 
-#: sides of windows that the library's own 2D transforms are slower at, see docs/studies/speed.md
+#: sides of windows that MKL's own 2D transforms are slower at on AMD's processors, see docs/studies/speed.md
 FASTER_BY_ROWS = (64, 256, 512, 1024)
+
+
+@lru_cache
+def _rows_are_faster() -> bool:
+    """Whether this is one of the processors that MKL does not do its best on."""
+    described = Path("/proc/cpuinfo")
+    return (
+        torch.backends.mkl.is_available() and described.is_file() and "AuthenticAMD" in described.read_text()
+    )
+
 
 _jit = partial(numba.njit, cache=True, nogil=True, fastmath=True, error_model="numpy")
 
@@ -151,7 +162,7 @@ class CompiledPasses(Passes):
     ) -> None:
         super().__init__(field, corner, window, phase, absorption)
         self._field, self._corners = field.numpy(), corner.numpy()
-        self.turned = all(n in FASTER_BY_ROWS for n in window)
+        self.turned = all(n in FASTER_BY_ROWS for n in window) and _rows_are_faster()
         self._scratch: dict[torch.Size, Tensor] = {}
 
     def start(self, part: slice) -> None:

@@ -7,7 +7,6 @@ left out, since it only changes phases on the detector.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,8 +17,9 @@ from torch.fft import fft2, ifft2
 
 from petomo.core.electron import wavelength
 from petomo.core.grid import Grid
-from petomo.physics.fourier import phase_line, phase_ramp
-from petomo.physics.passes import Lines, Passes, choose_passes
+from petomo.core.threads import shares, spread
+from petomo.physics.fourier import phase_ramp
+from petomo.physics.multislice_share import Bench
 from petomo.physics.patches import corners, crop, required_margin, split_positions
 from petomo.physics.propagation import fresnel
 
@@ -69,10 +69,9 @@ def transmission(phase: Tensor, absorption: Tensor | None = None) -> Tensor:
     return torch.complex(amplitude * torch.cos(phase), amplitude * torch.sin(phase))
 
 
-def default_chunk(window: Sequence[int], threads: int | None = None) -> int:
-    """Patterns whose waves still fit the cache: 16 at 64 x 64 on one thread, twice that on two."""
-    threads = threads or torch.get_num_threads()
-    return max(1, round(16 * 4096 / (window[0] * window[1]))) * min(2, max(1, threads))
+def default_chunk(window: Sequence[int], modes: int = 3) -> int:
+    """Patterns whose waves still fit a core's cache: 16 of 3 modes at 64 x 64."""
+    return max(1, round(48 * 4096 / (modes * window[0] * window[1])))
 
 
 def _field(stack: Tensor, corner: Tensor, window: Sequence[int]) -> tuple[Tensor, Tensor, tuple[int, int]]:
@@ -87,7 +86,9 @@ def _field(stack: Tensor, corner: Tensor, window: Sequence[int]) -> tuple[Tensor
 def diffract(
     phase: Tensor, absorption: Tensor | None, probe: Tensor, positions: Tensor, optics: MultisliceOptics
 ) -> Tensor:
-    """Model intensities ``(k, ky, kx)`` in FFT order (paper Eq. 6-10); plain forward pass, no gradient kept.
+    """Model intensities ``(k, ky, kx)`` in FFT order (paper Eq. 6-10).
+
+    Differentiable by plain autograd, which keeps all waves; `multislice_loss` has the gradient that does not.
 
     Parameters
     ----------
@@ -102,12 +103,24 @@ def diffract(
     """
     window = probe.shape[-2:]
     whole, fraction = split_positions(positions)
-    corner = corners(whole, phase.shape[-2:], window)
-    field, corner, _ = _field(transmission(phase, absorption), corner, window)
-    spectrum = fft2(probe) * optics.entrance(len(phase), probe)
-    propagator = optics.propagator(probe)
-    out = []
-    for part in torch.arange(len(positions), device=positions.device).split(default_chunk(window)):
+    field, corner, _ = _field(
+        transmission(phase, absorption), corners(whole, phase.shape[-2:], window), window
+    )
+    if torch.is_grad_enabled() and (field.requires_grad or probe.requires_grad or fraction.requires_grad):
+        return _diffract_by_autograd(field, corner, probe, fraction, optics)
+    chunk = default_chunk(window, len(probe))
+
+    def part_of(share: slice) -> Tensor:
+        bench = Bench(field, corner[share], probe, fraction[share], optics)
+        return torch.cat([bench.intensity(part)[0] for part in bench.chunks(chunk)])
+
+    return torch.cat(spread(part_of, shares(len(positions), chunk, probe.device)))
+
+
+def _diffract_by_autograd(field, corner, probe, fraction, optics):
+    window, out = probe.shape[-2:], []
+    spectrum, propagator = fft2(probe) * optics.entrance(len(field), probe), optics.propagator(probe)
+    for part in torch.arange(len(corner), device=corner.device).split(default_chunk(window, len(probe))):
         patches = crop(field, corner[part], window)[:, :, None]
         wave = ifft2(spectrum * phase_ramp(fraction[part], window, probe.real.dtype)[:, None]) * patches[0]
         for patch in patches[1:]:
@@ -152,94 +165,39 @@ def multislice_loss(
     `diffract`; ``measured`` holds electrons in FFT order, ``loss`` is one of
     `petomo.objectives.losses`, ``chunk`` the number of patterns whose waves are held at a time.
     """
-    chunk = chunk or default_chunk(probe.shape[-2:])
+    chunk = chunk or default_chunk(probe.shape[-2:], len(probe))
     return _MultisliceLoss.apply(phase, absorption, probe, positions, measured, optics, loss, chunk)  # pyright: ignore
 
 
 def _value_and_gradients(phase, absorption, probe, positions, measured, optics, loss, chunk, wants):
     """Loss of each pattern, and gradients where wanted, else None."""
-    want_object, want_illumination = any(wants[:2]), any(wants[2:4])
-    window, scale = probe.shape[-2:], 1.0 / (probe.shape[-2] * probe.shape[-1])
+    window = probe.shape[-2:]
     whole, fraction = split_positions(positions.detach())
     field, corner, (top, left) = _field(
         transmission(phase, absorption), corners(whole, phase.shape[-2:], window), window
     )
-    gains = [torch.zeros_like(field.real) if wanted else None for wanted in wants[:2]]
-    passes = choose_passes(probe)(field, corner, window, *gains)
-    illumination = _Illumination(probe, fraction, optics.entrance(len(phase), probe) * scale, passes)
-    propagator = optics.propagator(probe) * scale  # carries the 1/N of an unscaled inverse FFT
-    propagator = propagator.mT.contiguous() if passes.turned else propagator
-    values = []
-    for start in range(0, len(positions), chunk):
-        part = slice(start, start + chunk)
-        passes.start(part)
-        waves = _exit_waves(passes, illumination.shifted(part), propagator, len(phase))
-        far = fft2(waves[-1])  # sqrt(N) times the unitary transform
-        value, weight = loss(passes.intensity(far, scale), measured[part])
-        values.append(value)
-        if want_object or want_illumination:
-            # the conjugate of the adjoint wave is carried: with it no factor need be conjugated
-            adjoint = fft2(passes.conjugate_(far, weight.mul(2 * scale)))
-            adjoint = _pull_back(passes, waves, adjoint, propagator)
-            passes.finish()
-        if want_illumination:
-            illumination.collect(part, adjoint)
+
+    def part_of(share: slice) -> tuple[Tensor, Bench]:
+        bench = Bench(field, corner[share], probe, fraction[share], optics, wants)
+        values = [bench.visit(part, measured[share][part], loss) for part in bench.chunks(chunk)]
+        return torch.cat(values), bench
+
+    # half a chunk is worth a thread: a batch may be small
+    values, benches = zip(
+        *spread(part_of, shares(len(positions), (chunk + 1) // 2, probe.device)), strict=True
+    )
     inside = (..., slice(top, top + phase.shape[1]), slice(left, left + phase.shape[2]))
-    grads = [gain[inside] if gain is not None else None for gain in gains]
-    grads += [illumination.probe_gradient() if wants[2] else None]
-    grads += [illumination.positions.to(positions.dtype) if wants[3] else None]
+    gains = zip(*(b.gains for b in benches), strict=True)
+    grads = [None if some[0] is None else _sum(some)[inside] for some in gains]
+    grads += [_sum([b.illumination.probe_gradient() for b in benches]) if wants[2] else None]
+    moved = torch.cat([b.illumination.positions for b in benches])
+    grads += [moved.to(positions.dtype) if wants[3] else None]
     return torch.cat(values), grads
 
 
-def _exit_waves(passes: Passes, spectrum: Tensor, propagator: Tensor, slices: int) -> list[Tensor]:
-    """Wave behind each slice ``(mode, k, y, x)``."""
-    waves = [passes.transmit_(0, passes.to_real(spectrum))]
-    for s in range(1, slices):
-        wave = passes.to_real(passes.to_fourier(waves[-1]).mul_(propagator))
-        waves.append(passes.transmit_(s, wave))
-    return waves
-
-
-def _pull_back(passes: Passes, waves: list[Tensor], adjoint: Tensor, propagator: Tensor) -> Tensor:
-    """Conjugate adjoint wave before the first slice; uses up the waves."""
-    for s in range(len(waves) - 1, -1, -1):
-        adjoint = passes.pull_back_(s, waves.pop(), adjoint)
-        if s:
-            adjoint = passes.to_fourier(passes.to_real(adjoint).mul_(propagator))
-    return adjoint
-
-
-class _Illumination:
-    """The probe moved to every position, and the gradients of both."""
-
-    def __init__(self, probe: Tensor, fraction: Tensor, entrance: Tensor, passes: Passes) -> None:
-        spectrum = fft2(probe) * entrance
-        self.spectrum = spectrum.mT.contiguous() if passes.turned else spectrum
-        self.fraction = fraction.to(probe.real.dtype)
-        self.entrance, self.passes = entrance, passes
-        self.gradient, self.positions = torch.zeros_like(self.spectrum), torch.zeros_like(self.fraction)
-        # which of the positions' columns (x, y) belongs to the last but one and to the last axis
-        self.axes = (0, 1) if passes.turned else (1, 0)
-
-    def _lines(self, part: slice) -> Lines:
-        rows, columns = self.spectrum.shape[-2:]
-        first, last = self.axes
-        return phase_line(self.fraction[part, first], rows), phase_line(self.fraction[part, last], columns)
-
-    def shifted(self, part: slice) -> Tensor:
-        """Spectra of the patterns ``part``."""
-        return self.passes.shift(self.spectrum, self._lines(part))
-
-    def collect(self, part: slice, adjoint: Tensor) -> None:
-        """Add what the conjugate adjoint wave before the first slice means to probe and positions."""
-        adjoint = self.passes.to_real(adjoint)
-        sums = self.passes.collect(adjoint, self.spectrum, self._lines(part), self.gradient)
-        for axis, along in zip(self.axes, sums, strict=True):
-            q = torch.fft.fftfreq(along.shape[-1], dtype=along.dtype, device=along.device)
-            self.positions[part, axis] = along @ (2 * math.pi * q)
-
-    def probe_gradient(self) -> Tensor:
-        """Of ``spectrum = fft2(probe) * entrance``, in real space."""
-        # the adjoint of the unscaled fft2 is its unscaled inverse
-        gradient = self.gradient.mT if self.passes.turned else self.gradient
-        return ifft2(torch.conj_physical(gradient * self.entrance), norm="forward")
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    """In order; uses up the first."""
+    total = tensors[0]
+    for other in tensors[1:]:
+        total += other
+    return total

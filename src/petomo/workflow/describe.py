@@ -13,6 +13,7 @@ import torch
 from petomo.core.dataset import TiltSeries
 from petomo.core.electron import defocus_in_words, mrad_to_inverse_angstrom, wavelength
 from petomo.core.errors import UserError
+from petomo.core.machine import duration_in_words
 from petomo.io.readers import open_tilt
 from petomo.io.settings import DataSettings
 from petomo.io.sources import open_source
@@ -135,8 +136,9 @@ def _memory(series: TiltSeries, config: Config, grids: Grids) -> int:
     counts = sum(len(tilt) for tilt in series) * math.prod(window) * 4
     if counts > CACHE_BYTES:
         counts = config.end_to_end.batch_size * math.prod(window) * 4
-    chunk = default_chunk(window) * config.ptychography.probe_modes * math.prod(window)
-    waves = 2 * number * (chunk * (slices + 4) + 3 * slices * field)
+    modes = config.ptychography.probe_modes
+    chunk = default_chunk(window, modes) * modes * math.prod(window)
+    waves = 2 * number * (chunk * (slices + 4) + 3 * slices * field) * torch.get_num_threads()
     return number * parts * 4 * math.prod(grids.volume_shape) + counts + waves
 
 
@@ -169,15 +171,10 @@ def estimated_seconds(series: TiltSeries, config: Config, device: torch.device) 
 
 def time_sentence(seconds: dict[str, float], device: str) -> str:
     """`estimated_seconds` in words."""
-    stages = ", ".join(f"{stage.replace('_', '-')} {_duration(value)}" for stage, value in seconds.items())
+    stages = ", ".join(
+        f"{stage.replace('_', '-')} {duration_in_words(value)}" for stage, value in seconds.items()
+    )
     return f"time roughly, on {device}: {stages}, and as long again for what lies between"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{max(1, round(seconds))} s"
 
 
 def file_lines(path: str | Path) -> list[str]:

@@ -227,13 +227,6 @@ def test_single_precision_is_good_to_five_digits():
     assert relative_error(grads[1], grads[0]) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_no_pattern_at_all(dtype):
-    optics, phase, _, probe, positions, _ = small_problem()
-    probe = probe.to(torch.complex(*torch.zeros(2, 1, dtype=dtype)).dtype)
-    assert diffract(phase.to(dtype), None, probe, positions[:0], optics).shape == (0, 5, 6)
-
-
 def test_two_threads_find_what_one_does():
     optics, *inputs = small_problem(absorbing=True)
     before, found = torch.get_num_threads(), []

@@ -31,7 +31,7 @@ class Bench:
 
     def chunks(self, size: int) -> list[slice]:
         """Its patterns, ``size`` at a time."""
-        return [slice(start, start + size) for start in range(0, max(self.count, 1), size)]
+        return [slice(start, start + size) for start in range(0, self.count, size)]
 
     def intensity(self, part: slice, waves: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Intensity and wave ``(mode, k, y, x)`` on the detector; puts the exit waves into ``waves``."""

@@ -122,7 +122,10 @@ def simulate(
     def told(done: int, total: int, seconds: float) -> None:
         typer.echo(f"tilt {done} of {total}: {seconds:.1f} s", err=True)
 
-    simulate_series(read_spec(spec), out, on_tilt=told)
+    def expected(line: str) -> None:
+        typer.echo(line, err=True)
+
+    simulate_series(read_spec(spec), out, on_tilt=told, on_start=expected)
     typer.echo(f"wrote {out}")
 
 

@@ -21,6 +21,7 @@ from petomo.core.errors import UserError
 from petomo.core.grid import Grid
 from petomo.core.pose import Poses
 from petomo.io.atomic import atomic_path, write_text
+from petomo.simulation.needs import memory_parts, refuse_too_large, seconds_needed, sentence, sizes
 from petomo.simulation.potentials import AtomicPotential
 from petomo.simulation.scattering import Optics, diffraction_patterns
 from petomo.simulation.spec import SimulationSpec
@@ -205,6 +206,7 @@ def simulate(
     out_dir: str | Path,
     on_tilt: Callable[[int, int, float], None] | None = None,
     *,
+    on_start: Callable[[str], None] | None = None,
     overwrite: bool = False,
     device: str = "cpu",
 ) -> None:
@@ -218,17 +220,22 @@ def simulate(
         Created if need be.
     on_tilt : callable, optional
         Called with (tilts done, tilts in all, seconds this one took) after every tilt.
+    on_start : callable, optional
+        Called before the first tilt with a line on the memory and the time that it all takes.
     overwrite : bool
         Whether tilts already in the folder may be replaced.
 
     Raises
     ------
     UserError
-        If the folder already holds tilts and may not be overwritten, cannot be written, or the specimen
-        cannot be read.
+        If the folder already holds tilts and may not be overwritten, cannot be written, the specimen
+        cannot be read, or the machine has too little memory.
     """
     out_dir, n = Path(out_dir), len(spec.stage_tilt_degree)
     atoms = build_specimen(spec.specimen, tilt_generator(spec.seed, -1))
+    expected = _expect(spec, atoms, torch.get_num_threads())
+    if on_start is not None:
+        on_start(expected())
     generators = [tilt_generator(spec.seed, i) for i in range(n)]
     truths = [draw_truth(spec, i, rng) for i, rng in enumerate(generators)]
     _prepare(out_dir, overwrite)
@@ -240,6 +247,33 @@ def simulate(
             write_tilt(out_dir / f"tilt_{i:02d}.h5", spec, i, rng.poisson(mean))
             if on_tilt is not None:
                 on_tilt(i + 1, n, time.perf_counter() - start)
+
+
+def _expect(spec: SimulationSpec, atoms: Atoms, workers: int) -> Callable[[], str]:
+    """Refuse what does not fit into memory; gives what the rest takes in words, found when asked for."""
+    workers = min(workers, spec.phonons.configurations)
+    try:
+        setup = optics(spec)
+        with np.errstate(over="raise"):
+            found = sizes(spec, atoms, _field_of_view(setup.window, _reach(spec)))
+    except (ArithmeticError, ValueError) as error:
+        raise UserError(
+            f"no grid follows from these numbers ({error}); look at scan_shape, scan_step_angstrom, "
+            "pattern_pixels, pixel_angstrom and slice_angstrom"
+        ) from error
+    parts = memory_parts(spec, found, workers)
+    refuse_too_large(parts)
+    return lambda: sentence(parts, seconds_needed(spec, found, setup, workers))
+
+
+def _reach(spec: SimulationSpec) -> np.ndarray:
+    """How far scan and source wander from the optical axis along (x, y), as ``(1, 2)``: about the widest."""
+    errors, angle = spec.errors, np.deg2rad(spec.scan_rotation_degree)
+    y, x = (n // 2 * step for n, step in zip(spec.scan_shape, spec.scan_step_angstrom, strict=True))
+    across, along = abs(np.cos(angle)), abs(np.sin(angle))
+    turned = np.array([[across * x + along * y, along * x + across * y]])
+    beyond = 3 * errors.scan_jitter_rms_angstrom + 2 * spec.coherence.source_rms_angstrom
+    return turned * (1 + 2 * errors.scan_affine_rms) + beyond
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from petomo.simulation.potentials import SlicedPotential
 
 #: Share of the Nyquist frequency kept in transmission and propagation (Kirkland 2020, section 6.8).
 BAND_LIMIT = 2 / 3
-_BATCH = 32
+BATCH = 32
+"""Positions computed at a time."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ def diffraction_patterns(
     if len(objects) and ((corners < 0) | (corners > last_corner)).any():
         raise ValueError("the potential does not cover the window around every scan position")
     out = torch.empty(len(positions), *optics.detector_shape, device=device)
-    for start in range(0, len(positions), _BATCH):
-        batch = slice(start, start + _BATCH)
+    for start in range(0, len(positions), BATCH):
+        batch = slice(start, start + BATCH)
         wave = _shifted(spectrum, torch.as_tensor(pixels[batch] - nearest[batch], device=device))
         for i, transmission in enumerate(objects):
             wave = torch.fft.ifft2(wave)

@@ -15,6 +15,7 @@ from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
 from petomo.core.errors import UserError
+from petomo.core.machine import installed_memory
 from petomo.core.pose import rotation_matrices
 from petomo.simulation.spec import BUILT_IN, SpecimenSpec
 
@@ -34,8 +35,10 @@ def build_specimen(spec: SpecimenSpec, rng: np.random.Generator) -> Atoms:
     Raises
     ------
     UserError
-        If a file cannot be read as atoms, or nothing is left of the specimen.
+        If a file cannot be read as atoms, nothing is left of the specimen, or it takes more memory than there
+        is.
     """
+    _refuse_too_many(spec)
     if spec.source == "ptal2o3":
         atoms = pt_in_alumina(spec.edge_angstrom, spec.core_angstrom, rng)
     elif spec.source == "te_carbon":
@@ -54,6 +57,24 @@ def build_specimen(spec: SpecimenSpec, rng: np.random.Generator) -> Atoms:
     angles = torch.deg2rad(torch.tensor(spec.rotation_degree, dtype=torch.float64))
     positions = atoms.positions @ rotation_matrices(*angles).numpy().T + rng.normal(0, rms, (len(atoms), 3))
     return Atoms(atoms.numbers, positions - (positions.min(axis=0) + positions.max(axis=0)) / 2)
+
+
+def _refuse_too_many(spec: SpecimenSpec) -> None:
+    """Refuse a built-in specimen of more atoms than the machine holds.
+
+    A lattice is made over a cube that holds the specimen however it is turned, 0.12 atoms per cubic angstrom
+    or less, with some 150 bytes an atom while it is cut out; the nanotube has 24 atoms every 4.26 angstrom.
+    """
+    edge, core = (min(size, 1e9) for size in (spec.edge_angstrom, spec.core_angstrom))
+    lattice = {"ptal2o3": edge**3 + core**3, "te_carbon": core**3}.get(spec.source, 0.0)
+    tube = 5.7 * edge if spec.source == "te_carbon" else 0.0
+    need, there = 150 * (0.12 * 3**1.5 * lattice + tube), installed_memory()
+    if need > there:
+        key = "edge_angstrom" if edge > core or tube > lattice else "core_angstrom"
+        raise UserError(
+            f"this specimen needs about {need / 2**30:.3g} GiB of memory, and the machine has "
+            f"{there / 2**30:.3g}; lower specimen.{key}"
+        )
 
 
 def _read(path: str) -> Atoms:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +13,7 @@ from rich.console import Console
 from petomo import __version__
 from petomo.core.dataset import TiltSeries
 from petomo.core.errors import UserError, WrongNumbers
+from petomo.core.machine import installed_memory
 from petomo.core.parallel import ALONE, Team
 from petomo.io.artefacts import read_json
 from petomo.io.atomic import remove_temporaries, write_failure
@@ -82,7 +82,7 @@ def refuse_too_large(series: TiltSeries, config: Config, device: torch.device) -
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
     else:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        there = installed_memory()
     if need > there:
         raise UserError(
             f"{series.name}: this needs about {need / 2**30:.3g} GiB of memory, and the {device.type} has "

@@ -278,6 +278,8 @@ def main() -> None:
 
     ``PETOMO_DEBUG=1`` shows the traceback instead.
     """
+    # threads that wait by spinning take the processor from the one they wait for where others use it too
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except (UserError, OSError) as error:

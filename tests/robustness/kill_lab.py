@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import re
@@ -117,10 +118,12 @@ def wait(number: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
 
 
-def kill_after(number: int, seconds: float) -> bool:
-    """Whether a fork was still at work after ``seconds``, and killed."""
-    end = time.monotonic() + seconds
+def kill_after(number: int, seconds: float, begun=lambda: True) -> bool:
+    """Whether a fork was still at work ``seconds`` after it had ``begun``, and killed."""
+    end = math.inf
     while time.monotonic() < end:
+        if end == math.inf and begun():
+            end = time.monotonic() + seconds
         if (done := os.waitpid(number, os.WNOHANG))[0]:
             if code := os.waitstatus_to_exitcode(done[1]):
                 raise SystemExit(f"a run failed with code {code}")
@@ -191,6 +194,12 @@ def differences(a: dict, b: dict) -> list[str]:
     return [key for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
+def log_of(folder: Path) -> str:
+    """What a run has said so far."""
+    path = folder / "run.log"
+    return path.read_text() if path.exists() else ""
+
+
 class Lab:
     """A series, a run left alone, and the kills."""
 
@@ -204,6 +213,7 @@ class Lab:
         self.must(lambda: self.run(work / "whole"))
         self.seconds = time.monotonic() - start
         self.expected = digest(work / "whole")
+        self.stage_seconds = read_json(work / "whole" / "state.json")["finished"]
         self.report = {"seconds": round(self.seconds, 3), "runs": 0, "kills": 0, "stages": {}, "wrong": []}
 
     def run(self, folder: Path, start_from: str | None = None, event: int = 0):
@@ -219,13 +229,24 @@ class Lab:
         if wait(fork(self.log, job)):
             raise SystemExit(self.log.read_text()[-3000:])
 
-    def attempt(self, folder: Path, start_from: str | None, seconds: float = 0.0, event: int = 0) -> bool:
-        """Whether a run was killed; False when it came to its end."""
+    def attempt(
+        self,
+        folder: Path,
+        start_from: str | None,
+        seconds: float = 0.0,
+        event: int = 0,
+        stage: str | None = None,
+    ) -> bool:
+        """Whether a run was killed, ``seconds`` after it or one stage began; False when it came to its end."""
+        before = log_of(folder).count(f"{stage}: started")
         number = fork(self.log, lambda: self.run(folder, start_from, event))
-        killed = kill_after(number, seconds) if seconds else wait(number) == -signal.SIGKILL
+
+        def begun() -> bool:
+            return stage is None or log_of(folder).count(f"{stage}: started") > before
+
+        killed = kill_after(number, seconds, begun) if seconds else wait(number) == -signal.SIGKILL
         if killed:
-            lines = (folder / "run.log").read_text().splitlines() if (folder / "run.log").exists() else []
-            found = [m[1] for line in lines if (m := re.search(r"(\w+): (?:started|finished)", line))]
+            found = re.findall(r"(\w+): (?:started|finished)", log_of(folder))
             stage = found[-1] if found else "before the first stage"
             self.report["stages"][stage] = self.report["stages"].get(stage, 0) + 1
             self.report["kills"] += 1
@@ -241,18 +262,31 @@ class Lab:
         else:
             shutil.rmtree(folder)
 
-    def at_random(self, kills: int, share: float = 0.4):
-        """Kill at random moments, several times on the way of every run."""
+    def at_random(self, kills: int, share: float = 0.4, most: int = 8):
+        """Kill at random moments of the run and of a stage that it has before it, in turn; then let it end.
+
+        Without the aim nearly all kills would hit the longest stage.
+        """
         last = self.report["kills"] + kills
         while self.report["kills"] < last:
-            folder, delays = self.work / f"random{self.report['runs']}", []
-            while self.report["kills"] < last:
-                delays.append(self.random.uniform(0.005, share * self.seconds))
-                if not self.attempt(folder, None, seconds=delays[-1]):
+            folder, kept = self.work / f"random{self.report['runs']}", []
+            while self.report["kills"] < last and len(kept) < most:
+                stage = self.ahead(folder) if len(kept) % 2 else None
+                length = self.stage_seconds[stage] if stage else share * self.seconds
+                kept.append((stage, self.random.uniform(0.005, max(0.01, length))))
+                if not self.attempt(folder, None, kept[-1][1], stage=stage):
                     break
-            if len(delays) < 3:  # the machine was busier when the time was taken
+            if len(kept) < 3:  # the machine was busier when the time was taken
                 share *= 0.8
-            self.check(folder, f"killed after {delays} s")
+            self.check(folder, f"killed after {kept} s")
+
+    def ahead(self, folder: Path) -> str:
+        """One of the stages that a run has not finished."""
+        path = folder / "state.json"
+        finished = read_json(path)["finished"] if path.exists() else {}
+        return self.random.choice(
+            [name for name in self.stage_seconds if name not in finished] or list(self.stage_seconds)[-1:]
+        )
 
     def at_events(self, stride: int, start_from: str | None = None):
         """Kill at every ``stride``-th touch of the run folder, beginning anew or redoing a stage."""

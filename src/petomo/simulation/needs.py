@@ -144,7 +144,7 @@ def _per_atom(grid: Grid) -> float:
 
     def ramps() -> None:
         both = torch.from_numpy(np.exp(1j * phase).astype(np.complex64))
-        both[:ny] @ both[ny:].T
+        torch.mm(both[:ny], both[ny:].T)
 
     return _typical(ramps) / count
 

@@ -20,15 +20,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import h5py
 import matplotlib
-import numpy as np
 import torch
+from run_digest import differences, digest
 
 from petomo.io.artefacts import read_json
 from petomo.io.atomic import _Deferring, atomic_hdf5, write_text
-from petomo.io.metrics import read_metrics
-from petomo.io.volumes import read_mrc
 from petomo.simulation.acquisition import simulate
 from petomo.simulation.spec import read_spec
 from petomo.workflow import runner
@@ -159,41 +156,6 @@ def die_at(event: int, folder: Path) -> None:
     sys.addaudithook(hook)
 
 
-def digest(folder: Path) -> dict:
-    """All that must not depend on kills: the names of the files and every number in them."""
-    out = {"names": sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.suffix == ".h5":
-            with h5py.File(path) as file:
-                file.visititems(lambda key, item, name=name: out.update({f"{name} {key}": _numbers(item)}))
-        elif path.suffix == ".mrc":
-            out[name] = read_mrc(path)[0].tobytes()
-        elif path.suffix in (".json", ".xyz", ".txt", ".yaml") and path.name not in (
-            "summary.json",
-            "state.json",
-        ):
-            out[name] = path.read_text()
-    times = ("seconds", "stage_seconds")
-    out["metrics"] = [
-        {k: v for k, v in r.items() if k not in times} for r in read_metrics(folder / "metrics.jsonl")
-    ]
-    summary = read_json(folder / "summary.json")
-    out["summary"] = {k: v for k, v in summary.items() if k not in times}
-    out["finished"] = [list(read_json(folder / "state.json")["finished"]), list(summary["stage_seconds"])]
-    return out
-
-
-def _numbers(item) -> tuple:
-    attributes = {key: np.asarray(value).tolist() for key, value in item.attrs.items()}
-    return (repr(attributes), item[()].tobytes() if isinstance(item, h5py.Dataset) else b"")
-
-
-def differences(a: dict, b: dict) -> list[str]:
-    """What differs between two digests."""
-    return [key for key in {**a, **b} if a.get(key) != b.get(key)]
-
-
 def log_of(folder: Path) -> str:
     """What a run has said so far."""
     path = folder / "run.log"
@@ -237,7 +199,7 @@ class Lab:
         event: int = 0,
         stage: str | None = None,
     ) -> bool:
-        """Whether a run was killed, ``seconds`` after it or one stage began; False when it came to its end."""
+        """Whether a run was killed, some time after it or a stage began; False when it came to its end."""
         before = log_of(folder).count(f"{stage}: started")
         number = fork(self.log, lambda: self.run(folder, start_from, event))
 
@@ -262,16 +224,16 @@ class Lab:
         else:
             shutil.rmtree(folder)
 
-    def at_random(self, kills: int, share: float = 0.4, most: int = 8):
-        """Kill at random moments of the run and of a stage that it has before it, in turn; then let it end.
+    def at_random(self, kills: int, share: float = 0.4, most: int = 5):
+        """Kill at random moments of a stage that is still to come and of the run, in turn; then let it end.
 
-        Without the aim nearly all kills would hit the longest stage.
+        Without the aim nearly all kills would hit the longest stages.
         """
         last = self.report["kills"] + kills
         while self.report["kills"] < last:
             folder, kept = self.work / f"random{self.report['runs']}", []
             while self.report["kills"] < last and len(kept) < most:
-                stage = self.ahead(folder) if len(kept) % 2 else None
+                stage = None if len(kept) % 2 else self.ahead(folder)
                 length = self.stage_seconds[stage] if stage else share * self.seconds
                 kept.append((stage, self.random.uniform(0.005, max(0.01, length))))
                 if not self.attempt(folder, None, kept[-1][1], stage=stage):
@@ -281,12 +243,12 @@ class Lab:
             self.check(folder, f"killed after {kept} s")
 
     def ahead(self, folder: Path) -> str:
-        """One of the stages that a run has not finished."""
-        path = folder / "state.json"
+        """Of the stages that a run has not finished, one that was killed least often so far."""
+        path, killed = folder / "state.json", self.report["stages"]
         finished = read_json(path)["finished"] if path.exists() else {}
-        return self.random.choice(
-            [name for name in self.stage_seconds if name not in finished] or list(self.stage_seconds)[-1:]
-        )
+        every = list(self.stage_seconds)
+        left = [name for name in every if name not in finished] or every[-1:]
+        return min(left, key=lambda name: (killed.get(name, 0), self.random.random()))
 
     def at_events(self, stride: int, start_from: str | None = None):
         """Kill at every ``stride``-th touch of the run folder, beginning anew or redoing a stage."""

@@ -30,6 +30,7 @@ from PIL import Image
 from petomo.analysis.matching import RigidMotion, register
 from petomo.analysis.resolution import ShellCorrelation, directional_correlations, fourier_shell_correlation
 from petomo.analysis.score import score_run
+from petomo.analysis.truth import SMALLEST_FREQUENCY
 from petomo.api import Plan
 from petomo.core.pose import Poses, fit_gauge
 from petomo.io.artefacts import read_atoms, read_json, read_poses, read_positions, to_json, write_json
@@ -38,8 +39,6 @@ from petomo.io.volumes import read_mrc
 from petomo.workflow.config import Config, load_config
 
 PAGES = Path(__file__).parents[2] / "docs" / "studies"
-#: 1/angstrom; the few coefficients below are of the specimen's outline, in the missing wedge often lost.
-SMALLEST_FREQUENCY = 0.2
 LARGEST_FIGURE = 150_000  # bytes
 
 
@@ -162,8 +161,7 @@ def measure(run: Path, data: Path) -> dict[str, Any]:
 
 def resolution(curve: ShellCorrelation, kind: str | float) -> float:
     """Full period in angstrom at the first crossing beyond `SMALLEST_FREQUENCY`."""
-    use = curve.frequency >= SMALLEST_FREQUENCY
-    return ShellCorrelation(curve.frequency[use], curve.correlation[use], curve.count[use]).resolution(kind)
+    return curve.beyond(SMALLEST_FREQUENCY).resolution(kind)
 
 
 def truth_in_frame(

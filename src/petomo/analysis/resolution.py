@@ -46,6 +46,11 @@ class ShellCorrelation:
         """One-bit information threshold (van Heel & Schatz 2005)."""
         return information_threshold(self.count, 1.0)
 
+    def beyond(self, frequency: float) -> ShellCorrelation:
+        """The shells from ``frequency`` (1/angstrom) on."""
+        use = self.frequency >= frequency
+        return ShellCorrelation(self.frequency[use], self.correlation[use], self.count[use])
+
     def threshold(self, kind: str | float) -> np.ndarray:
         """Threshold curve ``"half_bit"``, ``"one_bit"`` or a constant such as 0.143.
 

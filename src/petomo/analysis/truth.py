@@ -18,6 +18,8 @@ from petomo.physics.scattering_factors import Parametrization
 
 THRESHOLD = 0.5
 """Correlation with truth that goes with 0.143 between half sets (Rosenthal & Henderson 2003)."""
+SMALLEST_FREQUENCY = 0.2
+"""1/angstrom; the few coefficients below are of the specimen's outline, in the missing wedge often lost."""
 
 
 def potential_of_atoms(
@@ -78,6 +80,7 @@ def score_resolution(
         "all": fourier_shell_correlation(volume, truth, voxel),
         **directional_correlations(volume, truth, voxel),
     }
+    curves = {name: curve.beyond(SMALLEST_FREQUENCY) for name, curve in curves.items()}
     return {
         "threshold": THRESHOLD,
         "nyquist_angstrom": 2 * max(voxel),

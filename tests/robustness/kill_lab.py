@@ -198,8 +198,8 @@ class Lab:
         seconds: float = 0.0,
         event: int = 0,
         stage: str | None = None,
-    ) -> bool:
-        """Whether a run was killed, some time after it or a stage began; False when it came to its end."""
+    ) -> str | None:
+        """Where a run was killed, some time after it or a stage began; None when it came to its end."""
         before = log_of(folder).count(f"{stage}: started")
         number = fork(self.log, lambda: self.run(folder, start_from, event))
 
@@ -207,12 +207,13 @@ class Lab:
             return stage is None or log_of(folder).count(f"{stage}: started") > before
 
         killed = kill_after(number, seconds, begun) if seconds else wait(number) == -signal.SIGKILL
-        if killed:
-            found = re.findall(r"(\w+): (?:started|finished)", log_of(folder))
-            stage = found[-1] if found else "before the first stage"
-            self.report["stages"][stage] = self.report["stages"].get(stage, 0) + 1
-            self.report["kills"] += 1
-        return killed
+        if not killed:
+            return None
+        found = re.findall(r"(\w+): (?:started|finished)", log_of(folder))
+        where = found[-1] if found else "before the first stage"
+        self.report["stages"][where] = self.report["stages"].get(where, 0) + 1
+        self.report["kills"] += 1
+        return where
 
     def check(self, folder: Path, how: str):
         """Finish what was killed and compare."""
@@ -236,7 +237,10 @@ class Lab:
                 stage = None if len(kept) % 2 else self.ahead(folder)
                 length = self.stage_seconds[stage] if stage else share * self.seconds
                 kept.append((stage, self.random.uniform(0.005, max(0.01, length))))
-                if not self.attempt(folder, None, kept[-1][1], stage=stage):
+                where = self.attempt(folder, None, kept[-1][1], stage=stage)
+                if stage and where != stage:  # it takes less time than it did
+                    self.stage_seconds[stage] /= 2
+                if where is None:
                     break
             if len(kept) < 3:  # the machine was busier when the time was taken
                 share *= 0.8

@@ -241,3 +241,23 @@ def test_an_archive_whose_directory_promises_more_than_it_holds(tmp_path):
     for read in (open_source, describe_file):
         with pytest.raises(UserError, match=r"a\.zip: .*zarray is cut short or damaged"):
             read(tmp_path / "a.zip")
+
+
+def test_a_heap_on_which_hdf5_would_turn_forever(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["counts"] = np.ones((2, 3, 4, 5), np.uint16)
+        file.attrs["name"] = "a text of variable length"
+    content = bytearray((tmp_path / "a.h5").read_bytes())
+    assert open_source(tmp_path / "a.h5").shape == (6, 4, 5)
+    heap = content.index(b"GCOL")
+    content[heap + 16 : heap + 32] = bytes(16)
+    (tmp_path / "a.h5").write_bytes(content)
+    for read in (open_source, describe_file):
+        with pytest.raises(UserError, match=r"a\.h5: .*heap of its texts is damaged"):
+            read(tmp_path / "a.h5")
+
+
+def test_atoms_that_are_nowhere(tmp_path):
+    (tmp_path / "a.xyz").write_text("1\nProperties=species:S:1:pos:R:3\nPt 0 0 1e400\n")
+    with pytest.raises(UserError, match=r"a\.xyz: a position of an atom is not a finite number"):
+        build_specimen(SpecimenSpec(source=str(tmp_path / "a.xyz")), np.random.default_rng(0))

@@ -13,6 +13,7 @@ from petomo.core.errors import UserError
 from petomo.io.angles import read_angles
 from petomo.io.artefacts import read_json
 from petomo.io.hdf5 import hdf5_datasets
+from petomo.io.heaps import refuse_endless_heap
 from petomo.io.metadata import as_text
 from petomo.io.metrics import read_metrics
 from petomo.io.sources import PATTERN_SUFFIXES, open_source
@@ -32,6 +33,7 @@ def _array_line(name: str, array: Any) -> str:
 
 
 def _hdf5(path: Path) -> list[str]:
+    refuse_endless_heap(path)
     with h5py.File(path, "r") as file:
         lines = _attribute_lines(file.attrs)
         for name, dataset in hdf5_datasets(file).items():

@@ -15,6 +15,7 @@ from petomo.core.errors import UserError
 from petomo.io.empad import open_empad
 from petomo.io.file_source import FileSource, Source, check_number_type, check_size
 from petomo.io.hdf5 import open_hdf5
+from petomo.io.heaps import refuse_endless_heap
 from petomo.io.vendor import VENDOR_SUFFIXES, open_vendor, vendor_reader
 from petomo.io.zarr_files import ZARR_SUFFIXES, open_zarr
 
@@ -62,6 +63,8 @@ def open_source(path: Path, dataset: str | None = None) -> Source:
         return open_npy(path, dataset)
     if suffix in ZARR_SUFFIXES or path.is_dir():
         return open_zarr(path, dataset)
+    if h5py.is_hdf5(path):
+        refuse_endless_heap(path)
     if (reader := vendor_reader(path)) is not None:
         return open_vendor(path, reader, dataset)
     if suffix in HDF5_SUFFIXES or h5py.is_hdf5(path):

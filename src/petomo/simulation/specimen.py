@@ -92,6 +92,8 @@ def _read(path: str) -> Atoms:
         raise
     except Exception as error:  # ASE's readers raise whatever they stumble over
         raise UserError(f"{path}: ASE cannot read this as atoms ({error})") from error
+    if isinstance(atoms, Atoms) and not np.isfinite(atoms.positions).all():
+        raise UserError(f"{path}: a position of an atom is not a finite number; correct it or leave it out")
     if not isinstance(atoms, Atoms):
         raise UserError(f"{path}: this holds {len(atoms)} structures, but should hold one")
     return atoms

@@ -58,6 +58,7 @@ def make_run(folder):
     artefacts.write_poses(folder / "poses.json", Poses.from_tilts(tilts), ["a", NASTY])
     artefacts.write_patterns(folder / "patterns.h5", patterns(rng))
     write_mrc(folder / "volume.mrc", volume, VOXEL)
+    write_mrc(folder / "volume_completed.mrc", volume, VOXEL)
     halves = volume, volume + 0.3 * rng.normal(size=SHAPE)
     artefacts.write_half_volumes(folder / "half_volumes.h5", *halves, VOXEL)
     # an atom apart from the others, on a voxel: x 1.2, y 0.8, z 1.0

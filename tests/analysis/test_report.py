@@ -62,13 +62,13 @@ def page(run):
 def test_all_sections_are_there_in_order(page):
     expected = [
         "input", "loss", "bright-field", "probes", "positions", "poses", "patterns", "slices", "spectrum",
-        "fsc", "atoms", "timings",
+        "completed", "fsc", "atoms", "timings",
     ]  # fmt: skip
     assert page.sections == expected == list(PLANS)
     assert "is not there yet" not in page.words
     assert "cannot be shown" not in page.words
     # still pictures, those for browsers without scripts among them
-    assert page.tags.count("img") == 2 + 6 + 2 + 3 + 4 + 1 + 4 + (2 + 6 + 3)
+    assert page.tags.count("img") == 2 + 6 + 2 + 3 + 4 + 3 + 1 + 4 + (2 + 6 + 3)
 
 
 def test_the_page_loads_nothing_from_outside_and_runs_its_own_script_only(page):

@@ -44,7 +44,7 @@ def test_volume_and_atoms_share_a_frame_in_angstrom(folder):
     viewer = FakeViewer()
     add_layers(viewer, folder)
     assert [(o["name"], o["visible"]) for _, o in viewer.images] == [
-        ("potential by linear tomography (V)", False),
+        ("phase per length by linear tomography (rad/A)", False),
         ("potential (V)", True),
     ]
     data, options = viewer.images[-1]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_stages import RUN, SPEC, contents, petomo
+from minute_run import RUN, SPEC, petomo
+from test_stages import contents
 
 from petomo.io.metrics import read_metrics
 from processes import ends, start_team
@@ -25,7 +26,7 @@ SHORTER = {
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory):
-    """A folder with three tilts, a configuration, and the run of one process up to the volume."""
+    """A folder with three tilts, a configuration, and the run of one process up to the completed volume."""
     folder = tmp_path_factory.mktemp("parallel")
     (folder / "spec.yaml").write_text(SPEC.replace("[-40, -20, 0, 20, 40]", "[-30, 0, 30]"))
     settings = RUN
@@ -34,13 +35,13 @@ def series(tmp_path_factory):
         settings = settings.replace(old, new)
     (folder / "run.yaml").write_text(settings)
     petomo("simulate", folder / "spec.yaml", "--out", folder / "data")
-    petomo("run", folder / "run.yaml", "--out", folder / "one", "--until", "end_to_end")
+    petomo("run", folder / "run.yaml", "--out", folder / "one", "--until", "completion")
     return folder
 
 
 def command(folder, *arguments):
-    """A run up to the volume, for `python`."""
-    return ["-m", "petomo", "run", folder / "run.yaml", "--until", "end_to_end", *arguments]
+    """A run up to the completed volume, for `python`."""
+    return ["-m", "petomo", "run", folder / "run.yaml", "--until", "completion", *arguments]
 
 
 def sentences(error):
@@ -49,13 +50,14 @@ def sentences(error):
 
 
 def assert_close(folder, other):
+    """Within what line searches and thresholds make of rounding errors."""
     a, b = contents(folder), contents(other)
     for key in a.keys() - {"names", "metrics"}:
-        np.testing.assert_allclose(b[key], a[key], rtol=0, atol=1e-3 * np.abs(a[key]).max(), err_msg=key)
+        np.testing.assert_allclose(b[key], a[key], rtol=0, atol=3e-3 * np.abs(a[key]).max(), err_msg=key)
     # tilts are reconstructed side by side, so their lines are in another order
     left, right = (sorted(map(tuple, found["metrics"].tolist())) for found in (a, b))
     assert [line[:2] for line in left] == [line[:2] for line in right]
-    np.testing.assert_allclose([line[2] for line in left], [line[2] for line in right], rtol=1e-5)
+    np.testing.assert_allclose([line[2] for line in left], [line[2] for line in right], rtol=2e-4)
 
 
 def test_two_processes_leave_what_one_leaves_even_when_stopped(series):
@@ -78,9 +80,10 @@ def test_two_processes_leave_what_one_leaves_even_when_stopped(series):
     codes, error = ends(start_team(2, *command(series, "--out", two, "--resume")))
     assert codes == [0, 0], error
     assert not sentences(error)
-    assert error.count("end_to_end: finished") == 1, "only one process speaks"
-    left = {path.name for path in two.iterdir() if path.name != "checkpoints"}
-    assert left == {path.name for path in (series / "one").iterdir()}
+    assert error.count("completion: finished") == 1, "only one process speaks"
+    left = [{path.name for path in run.iterdir()} - {"checkpoints"} for run in (series / "one", two)]
+    assert left[0] == left[1]
+    assert not list((two / "checkpoints").iterdir())
     assert_close(series / "one", two)
 
 

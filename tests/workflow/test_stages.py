@@ -22,7 +22,6 @@ def contents(folder):
     probes = artefacts.read_probes(folder / "probes.h5")
     out = {
         "volume": read_mrc(folder / "volume.mrc")[0],
-        "completed": read_mrc(folder / "volume_completed.mrc")[0],
         "linear": read_mrc(folder / "volume_linear.mrc")[0],
         "projections": read_mrc(folder / "projections.mrc")[0],
         "angles": torch.stack([poses.phi, poses.theta, poses.psi]).numpy(),
@@ -32,6 +31,8 @@ def contents(folder):
     }
     for kind, items in (("positions", refined), ("initial", initial), ("probes", probes.modes)):
         out |= {f"{kind} {number}": item.numpy() for number, item in enumerate(items)}
+    if (folder / "volume_completed.mrc").exists():
+        out["completed"] = read_mrc(folder / "volume_completed.mrc")[0]
     if (folder / "half_volumes.h5").exists():
         out["a"], out["b"], _ = artefacts.read_half_volumes(folder / "half_volumes.h5")
     metrics = read_metrics(folder / "metrics.jsonl")

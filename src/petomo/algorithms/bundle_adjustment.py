@@ -20,6 +20,9 @@ from torch.nn.functional import max_pool3d
 from petomo.algorithms.status import Status
 from petomo.core.grid import Grid
 from petomo.core.pose import Poses, rotation_matrices
+from petomo.physics.splat import draw_windows
+
+_SIGMAS = 4.5  # of the widest blob, beyond which nothing of it is drawn
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,25 @@ class _Bundle(torch.nn.Module):
         x, y = lab.unbind(-1)
         return torch.stack([x * (1 + a) + c * y, y * (1 + b) + c * x], dim=-1)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Projections ``(tilt, y, x)``."""
-        points, scale = self.scan_points(), torch.exp(-self.width)[None, :, None]
-        row = torch.exp(-0.5 * ((y - points[..., 1:]) * scale) ** 2)
-        column = torch.exp(-0.5 * ((x - points[..., :1]) * scale) ** 2)
-        return torch.matmul((row * self.weights[None, :, None]).transpose(1, 2), column)
+    def forward(self, grid: Grid, reach: int) -> Tensor:
+        """Projections ``(tilt, y, x)``; a blob is drawn within ``reach`` pixels."""
+        points, scale = self.scan_points(), torch.exp(-self.width)[:, None]
+        lines, corners = [], []
+        for axis in (0, 1):
+            place, n, pixel = points[..., 1 - axis], grid.shape[axis], grid.pixel_size[axis]
+            many = min(2 * reach + 1, n)
+            corner = (place.detach() / pixel).round().long() + n // 2 - reach
+            corner = corner.clamp(0, n - many)
+            coordinate = pixel * (corner[..., None] + torch.arange(many, device=place.device) - n // 2)
+            lines.append(torch.exp(-0.5 * ((coordinate - place[..., None]) * scale) ** 2))
+            corners.append(corner)
+        rows = lines[0] * self.weights[:, None]
+        return torch.stack(
+            [
+                draw_windows(*parts, grid.shape)
+                for parts in zip(rows, lines[1], corners[0], corners[1], strict=True)
+            ]
+        )
 
 
 def adjust(
@@ -176,7 +192,7 @@ def adjust(
     """
     data, mask = projections.float(), mask.to(projections.device, torch.float32)
     like = {"dtype": data.dtype, "device": data.device}
-    y, x = (Grid(data.shape[1:], pixel_size).coordinates(axis, **like) for axis in (0, 1))
+    grid = Grid(tuple(data.shape[1:]), (pixel_size, pixel_size))
     scale = float(((data**2 * mask).sum() / mask.sum()).sqrt())
     weights = torch.full((len(points),), scale, **like)
     bundle = _Bundle(points.to(**like), weights, poses, options.width_angstrom)
@@ -187,9 +203,10 @@ def adjust(
     nominal = tilts.to(**like)
     patches = float(mask.sum()) * (pixel_size / options.correlation) ** 2
     narrow, wide = math.log(options.width_angstrom / 2), math.log(options.width_angstrom * 1.6)
+    reach = math.ceil(_SIGMAS * math.exp(wide) / pixel_size)
     for iteration in range(options.iterations):
         optimiser.zero_grad()
-        misfit = _misfit(bundle(x, y), data, mask) / scale**2
+        misfit = _misfit(bundle(grid, reach), data, mask) / scale**2
         # of p independent patches with a mean squared misfit m each, the log-likelihood is p m / (2 m_end)
         prior = _prior(bundle, nominal, options) * float(misfit.detach()) / patches
         sparsity = 0.05 * options.sparsity * bundle.weights.mean() / scale

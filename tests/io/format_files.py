@@ -10,6 +10,25 @@ import h5py
 import numpy as np
 
 COUNTS = np.random.default_rng(1).poisson(2, (3, 5, 6, 8)).astype(np.uint16)
+STAR = """
+# version 50001
+
+data_general
+_rlnTomoName  TS_01
+
+data_TS_01
+
+loop_
+_rlnMicrographName #1
+_rlnTomoNominalStageTiltAngle #2
+_rlnTomoXTilt #3
+_rlnTomoYTilt #4
+_rlnTomoZRot #5
+_rlnTomoXShiftAngst #6
+_rlnTomoYShiftAngst #7
+"frames/tilt_01.mrc"  3.0 0.5 3.1 -1.25 4.5 -6
+frames/tilt_00.mrc   -3.0 0.25 -2.9 -1.5 1 2
+"""
 
 
 def emd(path: Path, counts=COUNTS) -> None:

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from format_files import STAR
 from typer.testing import CliRunner
 
 from petomo.cli import app
@@ -33,25 +34,6 @@ SubFramePath = X:\\frames\\tilt_00.tif
 [ZValue = 0]
 TiltAngle = 5.00054
 SubFramePath = X:\\frames\\tilt_01.tif
-"""
-STAR = """
-# version 50001
-
-data_general
-_rlnTomoName  TS_01
-
-data_TS_01
-
-loop_
-_rlnMicrographName #1
-_rlnTomoNominalStageTiltAngle #2
-_rlnTomoXTilt #3
-_rlnTomoYTilt #4
-_rlnTomoZRot #5
-_rlnTomoXShiftAngst #6
-_rlnTomoYShiftAngst #7
-"frames/tilt_01.mrc"  3.0 0.5 3.1 -1.25 4.5 -6
-frames/tilt_00.mrc   -3.0 0.25 -2.9 -1.5 1 2
 """
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import format_files
 import mrcfile
 import numpy as np
 from fuzz_mutations import mutate_text, mutate_values, npy_header
@@ -78,25 +79,7 @@ full_scan_shape: [200, 200]
 run:
   end_to_end: {iterations: 2}
 """
-STAR = """
-# version 50001
-
-data_general
-_rlnTomoName  TS_01
-
-data_TS_01
-
-loop_
-_rlnMicrographName #1
-_rlnTomoNominalStageTiltAngle #2
-_rlnTomoXTilt #3
-_rlnTomoYTilt #4
-_rlnTomoZRot #5
-_rlnTomoXShiftAngst #6
-_rlnTomoYShiftAngst #7
-"frames/t1.mrc"  3.0 0.5 3.1 -1.25 4.5 -6
-frames/t0.mrc   -3.0 0.25 -2.9 -1.5 1 2
-"""
+STAR = format_files.STAR.replace("tilt_0", "t")  # as the tilts are called here
 MDOC = """PixelSpacing = 7.88
 ImageFile = a.mrc
 

@@ -44,11 +44,9 @@ def score_run(run_dir: str | Path, truth_dir: str | Path) -> dict[str, Any]:
     UserError
         If the truth is missing or has another number of tilts or scan positions than the run.
     """
-    run, truth = Path(run_dir), Path(truth_dir)
+    run, truth = Path(run_dir), truth_folder(truth_dir)
     if not run.is_dir():
         raise UserError(f"{run}: there is no such run folder")
-    if not (truth / "poses.npz").is_file() and (truth / "truth" / "poses.npz").is_file():
-        truth = truth / "truth"
     known = _read_truth(truth)
     names = ("atoms.xyz", "poses.json", "positions.h5", "probes.h5")
     there = {name for name in names if (run / name).is_file()}
@@ -69,6 +67,14 @@ def score_run(run_dir: str | Path, truth_dir: str | Path) -> dict[str, Any]:
         )
     out["missing"] = [name for name in names if name not in there]
     return out
+
+
+def truth_folder(path: str | Path) -> Path:
+    """Folder of the truth, also where that of its simulation is given."""
+    inner = Path(path) / "truth"
+    return (
+        inner if not (Path(path) / "poses.npz").is_file() and (inner / "poses.npz").is_file() else Path(path)
+    )
 
 
 def score_atoms(

@@ -10,6 +10,7 @@ from ase import Atoms
 
 from petomo.analysis.matching import RigidMotion
 from petomo.analysis.resolution import ShellCorrelation, directional_correlations, fourier_shell_correlation
+from petomo.analysis.score import truth_folder
 from petomo.core.grid import Grid
 from petomo.io.artefacts import read_atoms
 from petomo.io.volumes import read_mrc
@@ -91,8 +92,7 @@ def score_resolution(
 
 def score_volumes(run_dir: str | Path, truth_dir: str | Path, score: dict[str, Any]) -> dict[str, Any]:
     """`score_resolution` of each of a run's volumes that can be put beside the truth, by file."""
-    run, truth = Path(run_dir), Path(truth_dir)
-    truth = truth if (truth / "atoms.xyz").is_file() else truth / "truth"
+    run, truth = Path(run_dir), truth_folder(truth_dir)
     if "atoms" not in score:
         return {}
     files = [name for name in ("volume.mrc", "volume_completed.mrc") if (run / name).is_file()]

@@ -112,7 +112,7 @@ def diffract(
 
     def part_of(share: slice) -> Tensor:
         bench = Bench(field, corner[share], probe, fraction[share], optics)
-        return torch.cat([bench.intensity(part)[0] for part in bench.chunks(chunk)])
+        return torch.cat([bench.intensity(part) for part in bench.chunks(chunk)])
 
     return torch.cat(spread(part_of, shares(len(positions), chunk, probe.device)))
 

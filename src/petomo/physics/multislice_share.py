@@ -6,6 +6,8 @@ The propagation behind the last slice is left out, since it only changes phases 
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -33,28 +35,30 @@ class Bench:
         """Its patterns, ``size`` at a time."""
         return [slice(start, start + size) for start in range(0, self.count, size)]
 
-    def intensity(self, part: slice, waves: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Intensity and wave ``(mode, k, y, x)`` on the detector; puts the exit waves into ``waves``."""
-        self.passes.start(part)
-        wave = None
-        for s in range(self.slices):
-            wave = self._arriving(part) if wave is None else self._propagated(wave)
-            wave = self.passes.transmit_(s, wave)
-            if waves is not None:
-                waves.append(wave)
+    def intensity(self, part: slice) -> Tensor:
+        """Model intensities ``(k, y, x)`` of the patterns ``part``."""
+        (last,) = deque(self._exit_waves(part), maxlen=1)
+        return self._detected(last)[0]
+
+    def _exit_waves(self, part: slice) -> Iterator[Tensor]:
+        """Wave behind each slice ``(mode, k, y, x)``."""
+        passes = self.passes
+        passes.start(part)
+        wave = passes.transmit_(0, passes.to_real(self.illumination.shifted(part)))
+        yield wave
+        for s in range(1, self.slices):
+            wave = passes.transmit_(s, passes.to_real(passes.to_fourier(wave).mul_(self.propagator)))
+            yield wave
+
+    def _detected(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        """Intensity and wave on the detector."""
         far = fft2(wave)  # sqrt(N) times the unitary transform
         return self.passes.intensity(far, self.scale), far
 
-    def _arriving(self, part: slice) -> Tensor:
-        return self.passes.to_real(self.illumination.shifted(part))
-
-    def _propagated(self, wave: Tensor) -> Tensor:
-        return self.passes.to_real(self.passes.to_fourier(wave).mul_(self.propagator))
-
     def visit(self, part: slice, measured: Tensor, loss) -> Tensor:
         """Loss of the patterns ``part``; adds to the gradients."""
-        waves: list[Tensor] = []
-        intensity, far = self.intensity(part, waves)
+        waves = list(self._exit_waves(part))
+        intensity, far = self._detected(waves[-1])
         value, weight = loss(intensity, measured)
         if self.want_object or self.want_illumination:
             # the conjugate of the adjoint wave is carried: with it no factor need be conjugated

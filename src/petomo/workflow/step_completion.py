@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from ase import Atoms
 from torch import Tensor
 
 from petomo.algorithms.descent import noise_floor, reconstruct
-from petomo.algorithms.descent_options import Schedule
 from petomo.core.grid import Grid
 from petomo.io.artefacts import read_atoms
 from petomo.io.volumes import read_mrc, write_mrc
@@ -23,7 +23,7 @@ from petomo.objectives import regularizers as terms
 from petomo.physics.atomic_potential import atomic_volume
 from petomo.workflow.context import RunContext
 from petomo.workflow.grids import Grids, PatternReader, make_loss, plan_grids
-from petomo.workflow.step_end_to_end import active_regularizers, build_model, descent_options
+from petomo.workflow.step_end_to_end import active_regularizers, build_model, volume_options
 
 STAGE = "completion"
 COMPLETED = "volume_completed.mrc"
@@ -43,10 +43,12 @@ def completion(context: RunContext) -> None:
         context.reporter.log(f"{STAGE}: left out, {why}")
         return
     grids, saved = plan_grids(context.series, context.config), context.restore(STAGE) or {}
+    reader = PatternReader(context.series, grids.window.shape, context.device)
+    loss = make_loss(context, grids, context.config.end_to_end.loss)
     done, inner = dict(saved.get("done", {})), saved.get("inner")
     for part in PARTS:
         if part not in done:
-            done[part] = _reconstruct(context, grids, part, atoms, done, inner)
+            done[part] = _reconstruct(context, grids, reader, loss, part, atoms, done, inner)
             inner = None
     if team.main:
         for part, file in PARTS.items():
@@ -65,24 +67,20 @@ def potential_of_sites(atoms: Atoms, grid: Grid) -> Tensor:
 
 
 def _reconstruct(
-    context: RunContext, grids: Grids, part: str, atoms: Atoms, done: dict, inner: dict | None
+    context: RunContext,
+    grids: Grids,
+    reader: PatternReader,
+    loss: Any,
+    part: str,
+    atoms: Atoms,
+    done: dict,
+    inner: dict | None,
 ) -> dict[str, Tensor]:
     """Passes of Algorithm 3 that move nothing but the volume, from a start that is good already."""
     folder, settings, team = context.inputs(STAGE), context.config.end_to_end, context.team
-    model, reader = (
-        build_model(context, grids, folder),
-        PatternReader(context.series, grids.window.shape, context.device),
-    )
+    model = build_model(context, grids, folder)
     _start_from(model, folder, part, atoms, grids)
-    loss, still = make_loss(context, grids, settings.loss), Schedule(0.0)
-    options = replace(
-        descent_options(context),
-        iterations=context.config.completion.iterations,
-        probe=still,
-        positions=still,
-        affine=still,
-        poses=still,
-    )
+    options = replace(volume_options(context), iterations=context.config.completion.iterations)
     regularizers = active_regularizers(context, grids, model, settings.iterations - 1)
     if part == "atoms":
         regularizers = _about(model.volume.detach().clone(), regularizers)

@@ -89,6 +89,12 @@ def descent_options(context: RunContext) -> DescentOptions:
     )
 
 
+def volume_options(context: RunContext) -> DescentOptions:
+    """`descent_options` that hold everything but the volume."""
+    still = Schedule(0.0)
+    return replace(descent_options(context), probe=still, positions=still, affine=still, poses=still)
+
+
 def _regularizers(context: RunContext, grids: Grids, model: PtychoTomography):
     """The configured regularisers that act in a pass, as the solver asks for them."""
     return lambda iteration: active_regularizers(context, grids, model, iteration)
@@ -182,8 +188,7 @@ def _half_volumes(
     if not context.config.analysis.fsc.half_sets:
         return []
     halves, inner = list(saved.get("halves", ())), saved.get("inner")
-    still = Schedule(0.0)
-    options = replace(descent_options(context), probe=still, positions=still, affine=still, poses=still)
+    options = volume_options(context)
     for part in range(len(halves), 2):
         chosen = [checkerboard(t.scan_shape, part) for t in context.series]
         half = _half_model(model, chosen)

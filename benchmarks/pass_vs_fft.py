@@ -30,9 +30,9 @@ from torch.fft import fft2, ifft2
 from petomo.core.electron import wavelength
 from petomo.core.grid import Grid
 from petomo.objectives.losses import Amplitude
-from petomo.physics import multislice_share
+from petomo.physics import multislice
 from petomo.physics.multislice import MultisliceOptics, multislice_loss
-from petomo.physics.passes import Passes
+from petomo.physics.multislice_share import Bench
 from petomo.physics.probe import hermite_modes, make_probe
 from petomo.physics.propagation import fresnel
 
@@ -122,12 +122,12 @@ def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict
 
 
 def plain_pass(case: Case) -> None:
-    """Petomo's pass as it is where numba is missing."""
-    chosen, multislice_share.choose_passes = multislice_share.choose_passes, lambda _: Passes
+    """Petomo's pass as it is where numba or MKL is missing."""
+    chosen, multislice.choose_bench = multislice.choose_bench, lambda _: Bench
     try:
         petomo_pass(case)
     finally:
-        multislice_share.choose_passes = chosen
+        multislice.choose_bench = chosen
 
 
 def measure(size: int, patterns: int, rounds: int) -> dict[str, float]:

@@ -244,10 +244,11 @@ def test_two_threads_find_what_one_does():
 
 
 def test_chunk_fits_the_cache():
-    assert default_chunk((64, 64)) == 16
-    assert default_chunk((64, 64), 12) == 4
+    assert default_chunk((64, 64)) == 8
+    assert default_chunk((64, 64), 12) == 2
     assert default_chunk((1024, 1024)) == 1
-    assert default_chunk((128, 128)) == 4
+    assert default_chunk((128, 128)) == 2
+    assert default_chunk((64, 64), 3, torch.device("meta")) == 1365
 
 
 def test_second_derivatives_are_refused_rather_than_wrong():

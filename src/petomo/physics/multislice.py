@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from petomo.core.electron import wavelength
 from petomo.core.grid import Grid
 from petomo.core.threads import shares, spread
 from petomo.physics.fourier import phase_ramp
-from petomo.physics.multislice_share import Bench
+from petomo.physics.multislice_share import Bench, choose_bench
 from petomo.physics.patches import corners, crop, required_margin, split_positions
 from petomo.physics.propagation import fresnel
 
@@ -50,14 +51,18 @@ class MultisliceOptics:
 
     def propagator(self, like: Tensor) -> Tensor:
         """From one slice to the next, complex, FFT order."""
-        kernel = fresnel(self.window, wavelength(self.energy_ev), self.thickness, self.band_limit)
-        return kernel.to(like.device, like.dtype)
+        return _kernel(self.window, self.energy_ev, self.thickness, self.band_limit, like.device, like.dtype)
 
     def entrance(self, slices: int, like: Tensor) -> Tensor:
         """From the plane z = 0, where probes are kept, to the first of ``slices``."""
         distance = -(slices - 1) / 2 * self.thickness
-        kernel = fresnel(self.window, wavelength(self.energy_ev), distance)
-        return kernel.to(like.device, like.dtype)
+        return _kernel(self.window, self.energy_ev, distance, None, like.device, like.dtype)
+
+
+@lru_cache(maxsize=16)
+def _kernel(window, energy_ev, distance, band_limit, device, dtype) -> Tensor:
+    """Propagator, kept because every batch asks for the same; not to be written to."""
+    return fresnel(window, wavelength(energy_ev), distance, band_limit).to(device, dtype)
 
 
 def transmission(phase: Tensor, absorption: Tensor | None = None) -> Tensor:
@@ -69,9 +74,10 @@ def transmission(phase: Tensor, absorption: Tensor | None = None) -> Tensor:
     return torch.complex(amplitude * torch.cos(phase), amplitude * torch.sin(phase))
 
 
-def default_chunk(window: Sequence[int], modes: int = 3) -> int:
-    """Patterns whose waves still fit a core's cache: 16 of 3 modes at 64 x 64."""
-    return max(1, round(48 * 4096 / (modes * window[0] * window[1])))
+def default_chunk(window: Sequence[int], modes: int = 3, device: torch.device | None = None) -> int:
+    """Patterns at a time: what a core's cache holds, 8 of 3 modes at 64 x 64, or enough to busy a GPU."""
+    pixels = 24 << 12 if device is None or device.type == "cpu" else 1 << 24
+    return max(1, round(pixels / (modes * window[0] * window[1])))
 
 
 def _field(stack: Tensor, corner: Tensor, window: Sequence[int]) -> tuple[Tensor, Tensor, tuple[int, int]]:
@@ -108,10 +114,10 @@ def diffract(
     )
     if torch.is_grad_enabled() and (field.requires_grad or probe.requires_grad or fraction.requires_grad):
         return _diffract_by_autograd(field, corner, probe, fraction, optics)
-    chunk = default_chunk(window, len(probe))
+    chunk, kind = default_chunk(window, len(probe), probe.device), choose_bench(probe)
 
     def part_of(share: slice) -> Tensor:
-        bench = Bench(field, corner[share], probe, fraction[share], optics)
+        bench = kind(field, corner[share], probe, fraction[share], optics)
         return torch.cat([bench.intensity(part) for part in bench.chunks(chunk)])
 
     return torch.cat(spread(part_of, shares(len(positions), chunk, probe.device)))
@@ -119,8 +125,9 @@ def diffract(
 
 def _diffract_by_autograd(field, corner, probe, fraction, optics):
     window, out = probe.shape[-2:], []
+    chunk = default_chunk(window, len(probe), probe.device)
     spectrum, propagator = fft2(probe) * optics.entrance(len(field), probe), optics.propagator(probe)
-    for part in torch.arange(len(corner), device=corner.device).split(default_chunk(window, len(probe))):
+    for part in torch.arange(len(corner), device=corner.device).split(chunk):
         patches = crop(field, corner[part], window)[:, :, None]
         wave = ifft2(spectrum * phase_ramp(fraction[part], window, probe.real.dtype)[:, None]) * patches[0]
         for patch in patches[1:]:
@@ -165,7 +172,7 @@ def multislice_loss(
     `diffract`; ``measured`` holds electrons in FFT order, ``loss`` is one of
     `petomo.objectives.losses`, ``chunk`` the number of patterns whose waves are held at a time.
     """
-    chunk = chunk or default_chunk(probe.shape[-2:], len(probe))
+    chunk = chunk or default_chunk(probe.shape[-2:], len(probe), probe.device)
     return _MultisliceLoss.apply(phase, absorption, probe, positions, measured, optics, loss, chunk)  # pyright: ignore
 
 
@@ -177,8 +184,10 @@ def _value_and_gradients(phase, absorption, probe, positions, measured, optics, 
         transmission(phase, absorption), corners(whole, phase.shape[-2:], window), window
     )
 
+    kind = choose_bench(probe)
+
     def part_of(share: slice) -> tuple[Tensor, Bench]:
-        bench = Bench(field, corner[share], probe, fraction[share], optics, wants)
+        bench = kind(field, corner[share], probe, fraction[share], optics, wants)
         values = [bench.visit(part, measured[share][part], loss) for part in bench.chunks(chunk)]
         return torch.cat(values), bench
 
@@ -189,8 +198,8 @@ def _value_and_gradients(phase, absorption, probe, positions, measured, optics, 
     inside = (..., slice(top, top + phase.shape[1]), slice(left, left + phase.shape[2]))
     gains = zip(*(b.gains for b in benches), strict=True)
     grads = [None if some[0] is None else _sum(some)[inside] for some in gains]
-    grads += [_sum([b.illumination.probe_gradient() for b in benches]) if wants[2] else None]
-    moved = torch.cat([b.illumination.positions for b in benches])
+    grads += [_sum([b.probe_gradient() for b in benches]) if wants[2] else None]
+    moved = torch.cat([b.position_gradient() for b in benches])
     grads += [moved.to(positions.dtype) if wants[3] else None]
     return torch.cat(values), grads
 

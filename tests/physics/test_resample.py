@@ -5,6 +5,7 @@ import torch
 
 from helpers import assert_backward_is_adjoint, assert_gradients, relative_error
 from petomo.core.pose import Poses, rotation_matrices
+from petomo.physics import resample
 from petomo.physics.resample import (
     SliceGeometry,
     _known_tilt_operator,
@@ -217,3 +218,29 @@ def test_matrices_are_kept_only_for_angles_that_stay():
         rotate_and_bin(volume, double(0.0), double(0.444), double(0.0), ZERO, geometry)
     after = _known_tilt_operator.cache_info()
     assert (after.hits, after.misses) == (before.hits + 1, before.misses + 1)
+
+
+@pytest.mark.parametrize(
+    "angles", [(0.004, 0.9, -0.03), (-0.009, -1.3, 0.4), (0.006, 0.2, 2.0), (0.009, 2.8, 0.1)]
+)
+def test_a_small_phi_is_shifts_of_slices(monkeypatch, angles):
+    angles, tau, atoms = map(double, angles), double([0.3, 0.2]), some_atoms(radius=5.0, n=40)
+    phi, theta, psi = angles
+    geometry = SliceGeometry(3, 4.5, (44, 45), VOXEL)
+    volume = blob_volume((44, 43, 45), atoms)
+    assert resample._thinner(float(resample._phi_last(phi, theta, psi)[0]), 43, geometry) is not None
+    quick = rotate_and_bin(volume, phi, theta, psi, tau, geometry)
+    monkeypatch.setattr(resample, "_thinner", lambda *_: None)
+    whole = rotate_and_bin(volume, phi, theta, psi, tau, geometry)
+    # what the whole turn gets wrong itself is as much
+    expected = blob_slices(geometry, moved(atoms, phi, theta, psi, tau))
+    assert relative_error(quick, expected) < relative_error(whole, expected) + 0.01
+    assert relative_error(quick.sum(0), whole.sum(0)) < 4e-3
+
+
+def test_angles_in_another_order_are_the_same_rotation():
+    for angles in 6 * torch.rand(50, 3, dtype=torch.float64) - 3:
+        x, y, z = resample._phi_last(*angles)
+        still = torch.zeros((), dtype=torch.float64)
+        turned = rotation_matrices(x, still, z) @ rotation_matrices(still, y, still)
+        torch.testing.assert_close(turned, rotation_matrices(*angles))

@@ -3,13 +3,14 @@
 The rotation is ``Rz(psi) Ry(theta) Rx(phi)``. Each factor turns one plane, so no 3D interpolation is
 needed: phi is a Fourier rotation of the (z, y) planes, theta and the binning along the beam are ONE
 sparse matrix from (z, x) to (slice, x), the same for every y, and psi and tau act on the few binned
-slices by Fourier shears. `rotate_and_bin_reference` does the same by 3D interpolation, as a check.
+slices by Fourier shears. A small phi is no work of its own: after theta it shifts whole slices along y, by
+their height. `rotate_and_bin_reference` does the same by 3D interpolation, as a check.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ from petomo.core.parallel import ALONE, Team
 from petomo.core.pose import rotation_matrices
 from petomo.physics.fourier import rotate_plane
 from petomo.physics.interpolation import KERNELS, Interpolation, spline_coefficients
+
+#: angstrom that a point may be shifted amiss where a turn by a small phi is done slice by slice
+_BLUR = 0.01
 
 
 @dataclass(frozen=True)
@@ -203,24 +207,77 @@ def rotate_and_bin(
     Tensor
         ``(slice, y, x)``; slice ``s`` is centred on the beam at ``z = (s - (S - 1) / 2) thickness``.
     """
-    dtype, (_, height, width) = volume.dtype, volume.shape
-    if phi.requires_grad or float(phi) != 0.0:
-        # Rx turns +y towards +z: planes (z, y) for every x
-        part = team.slab(volume, dim=2)
-        part = rotate_plane(part.permute(2, 0, 1), phi).permute(1, 2, 0)
-        part = team.exchange(part, width, have=2, want=1)
-    else:
-        part = team.slab(volume, dim=1)
+    height, turned = volume.shape[1], _phi_last(phi, theta, psi)
+    cuts = _thinner(float(turned[0].detach()), height, geometry)
+    if cuts is None:
+        stack = _tilt(_turn_planes(volume, phi, team), height, theta, geometry, interpolation, team)
+        return _turn_slices(stack, psi, tau, None, geometry.voxel)
+    thin = replace(geometry, slices=geometry.slices * cuts, thickness=geometry.thickness / cuts)
+    stack = _tilt(team.slab(volume, dim=1), height, turned[1], thin, interpolation, team)
+    z = (
+        torch.arange(thin.slices, dtype=phi.dtype, device=phi.device) - (thin.slices - 1) / 2
+    ) * thin.thickness
+    stack = _turn_slices(stack, turned[2], tau, -torch.sin(turned[0]) * z, geometry.voxel)
+    return stack.unflatten(0, (geometry.slices, cuts)).sum(1) if cuts > 1 else stack
+
+
+def _turn_planes(volume: Tensor, phi: Tensor, team: Team) -> Tensor:
+    """``Rx(phi)`` of a whole volume, this process' slab of y."""
+    if not phi.requires_grad and float(phi) == 0.0:
+        return team.slab(volume, dim=1)
+    # Rx turns +y towards +z: planes (z, y) for every x
+    part = rotate_plane(team.slab(volume, dim=2).permute(2, 0, 1), phi).permute(1, 2, 0)
+    return team.exchange(part, volume.shape[2], have=2, want=1)
+
+
+def _tilt(
+    part: Tensor,
+    height: int,
+    theta: Tensor,
+    geometry: SliceGeometry,
+    interpolation: Interpolation,
+    team: Team,
+) -> Tensor:
+    """``Ry(theta)`` and the slices, from this process' slab of ``height`` rows; all get all slices."""
     planes = part.permute(0, 2, 1)
     if interpolation == "spline":
         planes = spline_coefficients(planes)
     stack = _TiltAndBin.apply(planes.contiguous(), theta, geometry, interpolation).permute(0, 2, 1)  # pyright: ignore
-    stack = _fit(team.join(stack, height, dim=1), geometry.shape[0], dim=1) * geometry.voxel
-    still = not (psi.requires_grad or tau.requires_grad) and float(psi) == 0.0 and not bool(tau.any())
-    if still:
+    return _fit(team.join(stack, height, dim=1), geometry.shape[0], dim=1) * geometry.voxel
+
+
+def _turn_slices(stack: Tensor, psi: Tensor, tau: Tensor, rise: Tensor | None, voxel: float) -> Tensor:
+    """Shift every slice by its ``rise`` along y, then ``Rz(psi)``, then shift all by tau; angstrom."""
+    angles = (psi, tau) if rise is None else (psi, tau, rise)
+    if not any(a.requires_grad or bool(a.any()) for a in angles):
         return stack.contiguous()
-    shift = tau.to(dtype) / geometry.voxel
-    return rotate_plane(stack, psi, (shift[0], shift[1]))
+    across, down = tau / voxel
+    if rise is not None:
+        rise = rise[:, None, None] / voxel
+        across, down = across - torch.sin(psi) * rise, down + torch.cos(psi) * rise
+    return rotate_plane(stack, psi, (across.to(stack.dtype), down.to(stack.dtype)))
+
+
+def _phi_last(phi: Tensor, theta: Tensor, psi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Angles (x, y, z) with ``Rz(z) Rx(x) Ry(y) = Rz(psi) Ry(theta) Rx(phi)``."""
+    s, c = torch.sin(phi), torch.cos(phi)
+    return (
+        torch.asin(torch.cos(theta) * s),
+        torch.atan2(torch.sin(theta), torch.cos(theta) * c),
+        psi - torch.atan2(torch.sin(theta) * s, c),
+    )
+
+
+def _thinner(angle: float, height: int, geometry: SliceGeometry) -> int | None:
+    """Into how many to cut each slice so that a turn by ``angle`` about x only shifts them along y.
+
+    None where that would not do: where what moves along the beam gets into other slices, or y is
+    foreshortened.
+    """
+    reach = abs(math.sin(angle)) * height * geometry.voxel / 2
+    if abs(angle) * reach > 2 * _BLUR or (geometry.slices > 1 and reach > geometry.thickness / 24):
+        return None
+    return max(1, math.ceil(abs(math.sin(angle)) * geometry.thickness / 2 / _BLUR))
 
 
 def _fit(stack: Tensor, size: int, dim: int) -> Tensor:

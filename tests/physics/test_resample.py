@@ -5,10 +5,9 @@ import torch
 
 from helpers import assert_backward_is_adjoint, assert_gradients, relative_error
 from petomo.core.pose import Poses, rotation_matrices
-from petomo.physics import resample
+from petomo.physics import resample, tilt
 from petomo.physics.resample import (
     SliceGeometry,
-    _known_tilt_operator,
     rotate_and_bin,
     rotate_and_bin_reference,
 )
@@ -209,14 +208,14 @@ def test_samples_are_never_coarser_than_voxels():
 def test_matrices_are_kept_only_for_angles_that_stay():
     geometry = SliceGeometry(2, 1.2, (6, 7), VOXEL)
     volume = torch.rand(4, 6, 7, dtype=torch.float64)
-    before = _known_tilt_operator.cache_info()
+    before = tilt._known_tilt_operator.cache_info()
     for angle in (0.111, 0.222, 0.333):
         theta = double(angle).requires_grad_()
         rotate_and_bin(volume, double(0.0), theta, double(0.0), ZERO, geometry).sum().backward()
-    assert _known_tilt_operator.cache_info() == before
+    assert tilt._known_tilt_operator.cache_info() == before
     for _ in range(2):
         rotate_and_bin(volume, double(0.0), double(0.444), double(0.0), ZERO, geometry)
-    after = _known_tilt_operator.cache_info()
+    after = tilt._known_tilt_operator.cache_info()
     assert (after.hits, after.misses) == (before.hits + 1, before.misses + 1)
 
 

@@ -1,173 +1,28 @@
 """A_theta,tau and B_b: the rotated, translated volume binned into slices (paper Eq. 12 and 14).
 
 The rotation is ``Rz(psi) Ry(theta) Rx(phi)``. Each factor turns one plane, so no 3D interpolation is
-needed: phi is a Fourier rotation of the (z, y) planes, theta and the binning along the beam are ONE
-sparse matrix from (z, x) to (slice, x), the same for every y, and psi and tau act on the few binned
-slices by Fourier shears. A small phi is no work of its own: after theta it shifts whole slices along y, by
-their height. `rotate_and_bin_reference` does the same by 3D interpolation, as a check.
+needed: phi is a Fourier rotation of the (z, y) planes, theta and the binning along the beam are one
+sparse matrix (`petomo.physics.tilt`), and psi and tau act on the few binned slices by Fourier shears. A small
+phi is no work of its own: after theta it shifts whole slices along y, by their height.
+`rotate_and_bin_reference` does the same by 3D interpolation, as a check.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import NamedTuple
+from dataclasses import replace
 
-import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from petomo.core.parallel import ALONE, Team
 from petomo.core.pose import rotation_matrices
-from petomo.physics.fourier import rotate_plane
-from petomo.physics.interpolation import KERNELS, Interpolation, spline_coefficients
+from petomo.physics.fourier import rotate_plane, translate_lines
+from petomo.physics.interpolation import Interpolation
+from petomo.physics.tilt import SliceGeometry, tilt_and_bin
 
 #: angstrom that a point may be shifted amiss where a turn by a small phi is done slice by slice
 _BLUR = 0.01
-
-
-@dataclass(frozen=True)
-class SliceGeometry:
-    """Output of `rotate_and_bin`.
-
-    Parameters
-    ----------
-    slices : int
-        Number of slices along the beam.
-    thickness : float
-        Slice thickness in angstrom; need not be a multiple of the voxel.
-    shape : (int, int)
-        Lateral shape ``y x`` of every slice; the optical axis is at ``n // 2``.
-    voxel : float
-        Lateral sampling and volume voxel in angstrom.
-    """
-
-    slices: int
-    thickness: float
-    shape: tuple[int, int]
-    voxel: float
-
-    @property
-    def samples(self) -> int:
-        """Samples of the volume per slice, never coarser than a voxel."""
-        return max(1, math.ceil(self.thickness / self.voxel - 1e-9))
-
-
-# ------------------------------------------------------------ sparse matrix
-
-
-class _Csr(NamedTuple):
-    """Rows of a sparse matrix for `embedding_bag`."""
-
-    indices: Tensor
-    offsets: Tensor
-    weights: Tensor
-
-    def apply(self, dense: Tensor) -> Tensor:
-        return torch.nn.functional.embedding_bag(
-            self.indices,
-            dense,
-            self.offsets,
-            mode="sum",
-            per_sample_weights=self.weights,
-            include_last_offset=True,
-        )
-
-
-def _to_csr(matrix: scipy.sparse.csr_array, dtype: torch.dtype, device: torch.device) -> _Csr:
-    return _Csr(
-        torch.as_tensor(matrix.indices.astype(np.int32), device=device),
-        torch.as_tensor(matrix.indptr.astype(np.int32), device=device),
-        torch.as_tensor(matrix.data, dtype=dtype, device=device),
-    )
-
-
-def _tilt_matrix(
-    theta: float, depth: int, width: int, geometry: SliceGeometry, kind: Interpolation, derivative: bool
-) -> scipy.sparse.csr_array:
-    """Sparse ``(slice * x_out, z * x_in)`` matrix of Ry(theta) and the line integral over slices."""
-    kernel, half = KERNELS[kind]
-    s, n, out = geometry.slices, geometry.samples, geometry.shape[1]
-    step = geometry.thickness / n / geometry.voxel
-    z_lab = (np.arange(s * n) - (s * n - 1) / 2) * step
-    x_lab = np.arange(out) - out // 2.0
-    z_lab, x_lab = np.meshgrid(z_lab, x_lab, indexing="ij")
-    c, si = math.cos(theta), math.sin(theta)
-    # Ry: x_lab = c x + s z, z_lab = -s x + c z
-    x, z = c * x_lab - si * z_lab, si * x_lab + c * z_lab
-    dx, dz = -si * x_lab - c * z_lab, c * x_lab - si * z_lab  # with respect to theta
-    row = np.broadcast_to((np.arange(s * n) // n)[:, None] * out + np.arange(out), x.shape)
-    rows, columns, values = [], [], []
-    x0, z0 = np.floor(x).astype(np.int64), np.floor(z).astype(np.int64)
-    taps = range(1 - half, half + 1)
-    wx, wz = [kernel(x - (x0 + k)) for k in taps], [kernel(z - (z0 + k)) for k in taps]
-    for a, kz in enumerate(taps):
-        iz = z0 + kz + depth // 2
-        for b, kx in enumerate(taps):
-            ix = x0 + kx + width // 2
-            inside = (iz >= 0) & (iz < depth) & (ix >= 0) & (ix < width)
-            if derivative:
-                weight = wz[a][0] * wx[b][1] * dx + wz[a][1] * wx[b][0] * dz
-            else:
-                weight = wz[a][0] * wx[b][0]
-            rows.append(row[inside])
-            columns.append((iz * width + ix)[inside])
-            values.append(weight[inside] * step)
-    triplets = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
-    return scipy.sparse.coo_array(triplets, shape=(s * out, depth * width)).tocsr()
-
-
-def _tilt_operator(theta, depth, width, geometry, kind, dtype, device) -> tuple[_Csr, _Csr]:
-    """The tilt matrix and its transpose."""
-    matrix = _tilt_matrix(theta, depth, width, geometry, kind, derivative=False)
-    return _to_csr(matrix, dtype, device), _to_csr(matrix.T.tocsr(), dtype, device)
-
-
-def _tilt_slope(theta, depth, width, geometry, kind, dtype, device) -> _Csr:
-    """Derivative of the tilt matrix with respect to theta."""
-    return _to_csr(_tilt_matrix(theta, depth, width, geometry, kind, derivative=True), dtype, device)
-
-
-_known_tilt_operator = lru_cache(maxsize=128)(_tilt_operator)
-# an angle under refinement stays for the batches of one visit and never comes back
-_recent_tilt_operator, _recent_tilt_slope = lru_cache(maxsize=2)(_tilt_operator), lru_cache(2)(_tilt_slope)
-
-
-class _TiltAndBin(torch.autograd.Function):
-    """``(z, x, y)`` to ``(slice, x, y)`` with the exact adjoint and the gradient for theta."""
-
-    @staticmethod
-    def forward(ctx, volume, theta, geometry, kind):
-        depth, width, height = volume.shape
-        angle = float(theta)
-        operator = _recent_tilt_operator if ctx.needs_input_grad[1] else _known_tilt_operator
-        matrix, ctx.adjoint = operator(angle, depth, width, geometry, kind, volume.dtype, volume.device)
-        ctx.save_for_backward(volume if ctx.needs_input_grad[1] else volume.new_empty(0))
-        ctx.args = (angle, depth, width, height, geometry, kind)
-        return matrix.apply(volume.reshape(depth * width, height)).view(
-            geometry.slices, geometry.shape[1], height
-        )
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
-        angle, depth, width, height, geometry, kind = ctx.args
-        flat = gradient.reshape(-1, height).contiguous()
-        grad_volume = grad_theta = None
-        if ctx.needs_input_grad[0]:
-            grad_volume = ctx.adjoint.apply(flat).view(depth, width, height)
-        if ctx.needs_input_grad[1]:
-            (volume,) = ctx.saved_tensors
-            slope = _recent_tilt_slope(angle, depth, width, geometry, kind, flat.dtype, flat.device)
-            moved = slope.apply(volume.reshape(depth * width, height))
-            grad_theta = (moved * flat).sum()
-        return grad_volume, grad_theta, None, None
-
-
-# ---------------------------------------------------------------- operator
 
 
 def rotate_and_bin(
@@ -217,8 +72,11 @@ def rotate_and_bin(
     z = (
         torch.arange(thin.slices, dtype=phi.dtype, device=phi.device) - (thin.slices - 1) / 2
     ) * thin.thickness
-    stack = _turn_slices(stack, turned[2], tau, -torch.sin(turned[0]) * z, geometry.voxel)
-    return stack.unflatten(0, (geometry.slices, cuts)).sum(1) if cuts > 1 else stack
+    rise = -torch.sin(turned[0]) * z
+    if cuts > 1:
+        shift = (rise / geometry.voxel).to(stack.dtype)[:, None, None]
+        stack = translate_lines(stack, shift, dim=1).unflatten(0, (geometry.slices, cuts)).sum(1)
+    return _turn_slices(stack, turned[2], tau, rise if cuts == 1 else None, geometry.voxel)
 
 
 def _turn_planes(volume: Tensor, phi: Tensor, team: Team) -> Tensor:
@@ -239,10 +97,7 @@ def _tilt(
     team: Team,
 ) -> Tensor:
     """``Ry(theta)`` and the slices, from this process' slab of ``height`` rows; all get all slices."""
-    planes = part.permute(0, 2, 1)
-    if interpolation == "spline":
-        planes = spline_coefficients(planes)
-    stack = _TiltAndBin.apply(planes.contiguous(), theta, geometry, interpolation).permute(0, 2, 1)  # pyright: ignore
+    stack = tilt_and_bin(part, theta, geometry, interpolation)
     return _fit(team.join(stack, height, dim=1), geometry.shape[0], dim=1) * geometry.voxel
 
 

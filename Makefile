@@ -61,7 +61,7 @@ bench: $(VENV)/.run-stamp
 	$(ONE_THREAD) $(BIN)/python benchmarks/pass_vs_fft.py
 
 # the paper's studies at a size of minutes each; data and runs stay in runs/studies, and go on where they stopped
-STUDIES := tilt_range ablation missing_wedge half_sets
+STUDIES := tilt_range ablation missing_wedge half_sets convergence held_out
 studies: $(VENV)/.run-stamp
 	for study in $(STUDIES); do $(ONE_THREAD) $(BIN)/python benchmarks/studies/$$study.py --quick || exit 1; done
 

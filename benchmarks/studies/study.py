@@ -16,7 +16,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,13 @@ def work_folder(args: argparse.Namespace) -> Path:
     work = args.work / ("quick" if args.quick else "full")
     work.mkdir(parents=True, exist_ok=True)
     return work
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """What ``make`` gives, computed once."""
+    if not path.exists():
+        write_json(path, make())
+    return read_json(path)
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

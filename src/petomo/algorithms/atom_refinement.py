@@ -109,7 +109,7 @@ def refine_atoms(
         if number and level is not schedule[number - 1]:
             positions = None
         model.geometry = level.geometry
-        probes = _fit_probes(model, probes, level, options, start, number == 0)
+        probes = fit_probes(model, probes, level, options, start, number == 0)
         curvatures = Curvatures(model, level.loss.curvature, positions)
         positions = curvatures.positions
         for tilt, known in enumerate(positions):
@@ -183,7 +183,7 @@ def _state(
     return {"round": finished, "probes": fits, "curvatures": curvatures or [], **snapshot(model)}
 
 
-def _fit_probes(
+def fit_probes(
     model: AtomicTomography,
     probes: Sequence[ProbeModel],
     level: Level,
@@ -195,6 +195,15 @@ def _fit_probes(
 
     The first time everything about them is fitted, and what they share is then averaged; after that only
     what changes from tilt to tilt.
+
+    Parameters
+    ----------
+    model, level, options
+        As for `refine_atoms`.
+    probes, start : sequence of ProbeModel
+        As they stand now, and as the refinement began; one per tilt.
+    first : bool
+        Whether this is the first time.
     """
     optics, dtype, fitted = level.geometry.optics, model.probe(0).dtype, []
     centres = start if first else [_centred(p, s) for p, s in zip(share(probes), start, strict=True)]

@@ -56,7 +56,7 @@ def refinement(context: RunContext) -> None:
         return
     context = replace(context, device=torch.device("cpu"))  # small matrices, many of them
     grids = plan_grids(context.series, context.config)
-    levels, options = _levels(context, grids), _options(context)
+    levels, options = refinement_levels(context, grids), atom_options(context)
     model, probes = _start(context, grids, atoms, levels[0])
     saved = context.restore(STAGE)
     # the last of the rounds is that of the halves
@@ -76,7 +76,8 @@ def refinement(context: RunContext) -> None:
     _write(context, grids, model, [ProbeModel.from_dict(p) for p in state["probes"]], state["errors"])
 
 
-def _options(context: RunContext) -> AtomOptions:
+def atom_options(context: RunContext) -> AtomOptions:
+    """The solver's options from the configuration."""
     settings = context.config.refinement
     return AtomOptions(
         iterations=settings.iterations,
@@ -86,7 +87,7 @@ def _options(context: RunContext) -> AtomOptions:
     )
 
 
-def _levels(context: RunContext, grids: Grids) -> list[Level]:
+def refinement_levels(context: RunContext, grids: Grids) -> list[Level]:
     """First the volume's voxels, then such as keep what is scattered far out from coming back."""
     settings, series = context.config.refinement, context.series
     apart, levels = context.config.analysis.atoms.min_distance_angstrom, []

@@ -193,3 +193,14 @@ def test_round_aberrations_do_without_azimuths(monkeypatch):
     assert not asked
     aberration_phase(q[:, None], q[None], 0.025, {"C10": -60.0, "C12": 5.0, "C23": 10.0})
     assert asked == [1]
+
+
+def test_orthogonal_modes_have_one_phase():
+    grid = Grid((24, 20), (0.3, 0.35))
+    modes = hermite_modes(make_probe(grid, 200e3, 20.0, {"C10": 80.0}), 4, grid)
+    modes = modes * torch.tensor([1.0, 0.8, 0.6, 0.4])[:, None, None]
+    found = orthogonalise(modes)
+    noise = 1e-7 * torch.randn(modes.shape, dtype=modes.dtype)
+    assert relative_error(orthogonalise(modes + noise), found) < 1e-4
+    # however the strongest modes enter, not at random
+    assert relative_error(orthogonalise(found), found) < 1e-10

@@ -194,11 +194,15 @@ def _hermite(n: int, t: Tensor) -> Tensor:
 def orthogonalise(modes: Tensor) -> Tensor:
     """Same mixed state as orthogonal modes of falling power, by SVD.
 
-    The intensity sum over modes is unchanged, since only a unitary mixes them.
+    The intensity sum over modes is unchanged, since only a unitary mixes them. Their phases, which mean
+    nothing, are the same for modes that differ by rounding.
     """
     flat = modes.flatten(-2)
     gram = flat @ flat.mH
     vectors = torch.linalg.eigh(gram).eigenvectors
+    # a sum whose weights do not cancel in modes that are odd in the old ones
+    weights = 1 / torch.arange(1, len(modes) + 1, dtype=modes.real.dtype, device=modes.device)
+    vectors = vectors * torch.sgn((weights[:, None] * vectors).sum(0)).conj()
     mixed = vectors.flip(-1).mH @ flat
     return mixed.reshape(modes.shape)
 

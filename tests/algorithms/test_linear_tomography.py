@@ -15,6 +15,7 @@ from petomo.models.projections import (
     back_project,
     pose_derivatives,
     project,
+    project_tilt,
 )
 
 VOXEL, SIGMA = 0.5, 0.6
@@ -63,14 +64,20 @@ def test_projections_of_gaussians_are_gaussians(geometry):
     assert (project(volume_of(geometry), poses, geometry) - expected).abs().max() < 0.01 * expected.max()
 
 
-def test_back_projection_is_the_adjoint(geometry):
+@pytest.mark.parametrize("phi", [None, 0.004, 0.3])
+def test_back_projection_is_the_adjoint(geometry, phi):
     generator = torch.Generator().manual_seed(0)
     poses = some_poses(3)
+    if phi is not None:
+        poses = poses.replace(phi=torch.full_like(poses.phi, phi))
     volume = torch.randn(geometry.volume.shape, generator=generator, dtype=torch.float64)
     images = torch.randn(3, *geometry.image_shape, generator=generator, dtype=torch.float64)
     left = (project(volume, poses, geometry) * images).sum()
     right = (volume * back_project(images, poses, geometry)).sum()
     assert left.item() == pytest.approx(right.item(), rel=1e-10)
+    # tilts may share the spline's coefficients
+    alone = torch.stack([project_tilt(volume, poses, t, geometry) for t in range(3)])
+    torch.testing.assert_close(project(volume, poses, geometry), alone)
 
 
 @pytest.mark.parametrize("parameter", range(5), ids=POSE_PARAMETERS)

@@ -237,6 +237,15 @@ def test_a_small_phi_is_shifts_of_slices(monkeypatch, angles):
     assert relative_error(quick.sum(0), whole.sum(0)) < 4e-3
 
 
+def test_coefficients_are_refused_where_the_volume_is_turned():
+    volume, geometry = torch.rand(9, 10, 11, dtype=torch.float64), SliceGeometry(1, 4.5, (10, 11), VOXEL)
+    pose = double(0.002), double(0.5), double(0.1), ZERO
+    found = rotate_and_bin(tilt.prefilter(volume), *pose, geometry, filtered=True)
+    torch.testing.assert_close(found, rotate_and_bin(volume, *pose, geometry))
+    with pytest.raises(ValueError, match="cannot be turned by a large phi"):
+        rotate_and_bin(tilt.prefilter(volume), double(0.5), *pose[1:], geometry, filtered=True)
+
+
 def test_angles_in_another_order_are_the_same_rotation():
     for angles in 6 * torch.rand(50, 3, dtype=torch.float64) - 3:
         x, y, z = resample._phi_last(*angles)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from petomo.core.grid import Grid
 from petomo.core.pose import Poses
-from petomo.physics.resample import Interpolation, SliceGeometry, rotate_and_bin
+from petomo.physics.resample import Interpolation, SliceGeometry, rotate_and_bin, turns_by_slices
+from petomo.physics.tilt import prefilter
 
 POSE_PARAMETERS = ("phi", "theta", "psi", "tau_x", "tau_y")
 
@@ -54,32 +55,52 @@ class ProjectionGeometry:
         return SliceGeometry(1, samples * self.voxel, self.image_shape, self.voxel)
 
 
-def project_tilt(volume: Tensor, poses: Poses, tilt: int, geometry: ProjectionGeometry) -> Tensor:
-    """One projection ``y x`` in rad, differentiable for the volume and the pose (paper Eq. 13)."""
+def project_tilt(
+    volume: Tensor, poses: Poses, tilt: int, geometry: ProjectionGeometry, filtered: bool = False
+) -> Tensor:
+    """One projection ``y x`` in rad, differentiable for the volume and the pose (paper Eq. 13).
+
+    ``filtered`` as for `petomo.physics.resample.rotate_and_bin`.
+    """
     pose = poses.phi[tilt], poses.theta[tilt], poses.psi[tilt], poses.tau[tilt]
-    return geometry.scale * rotate_and_bin(volume, *pose, geometry.slices, geometry.interpolation)[0]
+    stack = rotate_and_bin(volume, *pose, geometry.slices, geometry.interpolation, filtered=filtered)
+    return geometry.scale * stack[0]
 
 
 def project(volume: Tensor, poses: Poses, geometry: ProjectionGeometry) -> Tensor:
     """All projections ``tilt y x`` in rad of a volume ``z y x`` (paper Eq. 13)."""
-    return torch.stack([project_tilt(volume, poses, tilt, geometry) for tilt in range(len(poses))])
+    shared = _share_coefficients(poses, geometry)
+    source = prefilter(volume) if shared else volume
+    return torch.stack([project_tilt(source, poses, t, geometry, shared) for t in range(len(poses))])
+
+
+def _share_coefficients(poses: Poses, geometry: ProjectionGeometry) -> bool:
+    """Whether all tilts see the volume through the same spline coefficients, which are half of the work."""
+    angles = zip(poses.phi, poses.theta, poses.psi, strict=True)
+    height = geometry.volume.shape[1]
+    return geometry.interpolation == "spline" and all(
+        turns_by_slices(*a, height, geometry.slices) for a in angles
+    )
 
 
 @torch.enable_grad()
-def back_project_tilt(image: Tensor, poses: Poses, tilt: int, geometry: ProjectionGeometry) -> Tensor:
+def back_project_tilt(
+    image: Tensor, poses: Poses, tilt: int, geometry: ProjectionGeometry, filtered: bool = False
+) -> Tensor:
     """Adjoint of `project_tilt` in the volume: ``z y x`` from one image ``y x``."""
     # the operator is linear: its derivative at any volume, here zero, is the operator itself
     volume = image.new_zeros(geometry.volume.shape, requires_grad=True)
-    (gradient,) = torch.autograd.grad(project_tilt(volume, poses, tilt, geometry), volume, image)
+    (gradient,) = torch.autograd.grad(project_tilt(volume, poses, tilt, geometry, filtered), volume, image)
     return gradient
 
 
 def back_project(images: Tensor, poses: Poses, geometry: ProjectionGeometry) -> Tensor:
     """Adjoint of `project` in the volume: ``z y x`` from images ``tilt y x``."""
-    return sum(
-        (back_project_tilt(images[tilt], poses, tilt, geometry) for tilt in range(len(poses))),
-        start=images.new_zeros(geometry.volume.shape),
-    )
+    shared = _share_coefficients(poses, geometry)
+    total = images.new_zeros(geometry.volume.shape)
+    for tilt in range(len(poses)):
+        total += back_project_tilt(images[tilt], poses, tilt, geometry, shared)
+    return prefilter(total) if shared else total
 
 
 def pose_derivatives(volume: Tensor, poses: Poses, geometry: ProjectionGeometry) -> tuple[Tensor, Tensor]:

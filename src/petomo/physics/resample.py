@@ -34,6 +34,7 @@ def rotate_and_bin(
     geometry: SliceGeometry,
     interpolation: Interpolation = "spline",
     team: Team = ALONE,
+    filtered: bool = False,
 ) -> Tensor:
     """Slices ``B_b A_Theta,tau V`` (paper Eq. 12, 14): volt angstrom, the potential integrated over a slice.
 
@@ -56,6 +57,9 @@ def rotate_and_bin(
     team : Team
         Processes that share the work, each with the same arguments, and all get all slices. The gradient of
         the volume is then summed over them; those of the angles and of tau remain to be.
+    filtered : bool
+        Whether a volume for splines holds their coefficients already (`petomo.physics.tilt.prefilter`), so
+        that many poses share them; only for those that `turns_by_slices`.
 
     Returns
     -------
@@ -65,10 +69,12 @@ def rotate_and_bin(
     height, turned = volume.shape[1], _phi_last(phi, theta, psi)
     cuts = _thinner(float(turned[0].detach()), height, geometry)
     if cuts is None:
+        if filtered:
+            raise ValueError("coefficients cannot be turned by a large phi; give the volume itself")
         stack = _tilt(_turn_planes(volume, phi, team), height, theta, geometry, interpolation, team)
         return _turn_slices(stack, psi, tau, None, geometry.voxel)
     thin = replace(geometry, slices=geometry.slices * cuts, thickness=geometry.thickness / cuts)
-    stack = _tilt(team.slab(volume, dim=1), height, turned[1], thin, interpolation, team)
+    stack = _tilt(team.slab(volume, dim=1), height, turned[1], thin, interpolation, team, filtered)
     z = (
         torch.arange(thin.slices, dtype=phi.dtype, device=phi.device) - (thin.slices - 1) / 2
     ) * thin.thickness
@@ -95,9 +101,10 @@ def _tilt(
     geometry: SliceGeometry,
     interpolation: Interpolation,
     team: Team,
+    filtered: bool = False,
 ) -> Tensor:
     """``Ry(theta)`` and the slices, from this process' slab of ``height`` rows; all get all slices."""
-    stack = tilt_and_bin(part, theta, geometry, interpolation)
+    stack = tilt_and_bin(part, theta, geometry, interpolation, filtered)
     return _fit(team.join(stack, height, dim=1), geometry.shape[0], dim=1) * geometry.voxel
 
 
@@ -121,6 +128,11 @@ def _phi_last(phi: Tensor, theta: Tensor, psi: Tensor) -> tuple[Tensor, Tensor, 
         torch.atan2(torch.sin(theta), torch.cos(theta) * c),
         psi - torch.atan2(torch.sin(theta) * s, c),
     )
+
+
+def turns_by_slices(phi: Tensor, theta: Tensor, psi: Tensor, height: int, geometry: SliceGeometry) -> bool:
+    """Whether phi is so small that `rotate_and_bin` only shifts slices by it; ``height`` in voxels."""
+    return _thinner(float(_phi_last(phi, theta, psi)[0].detach()), height, geometry) is not None
 
 
 def _thinner(angle: float, height: int, geometry: SliceGeometry) -> int | None:

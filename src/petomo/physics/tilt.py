@@ -153,7 +153,11 @@ class _TiltAndBin(torch.autograd.Function):
 
 
 def tilt_and_bin(
-    volume: Tensor, theta: Tensor, geometry: SliceGeometry, interpolation: Interpolation
+    volume: Tensor,
+    theta: Tensor,
+    geometry: SliceGeometry,
+    interpolation: Interpolation,
+    filtered: bool = False,
 ) -> Tensor:
     """Turn by theta about y, and integrate over slices.
 
@@ -169,13 +173,20 @@ def tilt_and_bin(
         Slices to make; the y of its shape is left to the volume.
     interpolation : {"spline", "cubic", "linear"}
         Kernel in the (z, x) plane.
+    filtered : bool
+        Whether a volume for splines holds their coefficients already, see `prefilter`.
 
     Returns
     -------
     Tensor
         ``(slice, y, x)``, the integral along z in voxels.
     """
+    if interpolation == "spline" and not filtered:
+        volume = prefilter(volume)
     planes = volume.permute(0, 2, 1)
-    if interpolation == "spline":
-        planes = spline_coefficients(planes)
     return _TiltAndBin.apply(planes.contiguous(), theta, geometry, interpolation).permute(0, 2, 1)  # pyright: ignore
+
+
+def prefilter(volume: Tensor) -> Tensor:
+    """Coefficients of cubic B-splines along z and x of a volume ``(z, y, x)``; its own adjoint."""
+    return spline_coefficients(volume.permute(0, 2, 1)).permute(0, 2, 1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from petomo.core.grid import Grid
 from petomo.core.pose import Poses
+from petomo.core.threads import shares, spread
 from petomo.physics.resample import Interpolation, SliceGeometry, rotate_and_bin, turns_by_slices
 from petomo.physics.tilt import prefilter
 
@@ -71,7 +72,15 @@ def project(volume: Tensor, poses: Poses, geometry: ProjectionGeometry) -> Tenso
     """All projections ``tilt y x`` in rad of a volume ``z y x`` (paper Eq. 13)."""
     shared = _share_coefficients(poses, geometry)
     source = prefilter(volume) if shared else volume
-    return torch.stack([project_tilt(source, poses, t, geometry, shared) for t in range(len(poses))])
+    whole = torch.is_grad_enabled() and volume.requires_grad
+    parts = [slice(0, len(poses))] if whole else shares(len(poses), device=volume.device)
+
+    def some(part: slice) -> Tensor:
+        return torch.stack(
+            [project_tilt(source, poses, t, geometry, shared) for t in range(part.start, part.stop)]
+        )
+
+    return torch.cat(spread(some, parts))
 
 
 def _share_coefficients(poses: Poses, geometry: ProjectionGeometry) -> bool:
@@ -97,9 +106,14 @@ def back_project_tilt(
 def back_project(images: Tensor, poses: Poses, geometry: ProjectionGeometry) -> Tensor:
     """Adjoint of `project` in the volume: ``z y x`` from images ``tilt y x``."""
     shared = _share_coefficients(poses, geometry)
-    total = images.new_zeros(geometry.volume.shape)
-    for tilt in range(len(poses)):
-        total += back_project_tilt(images[tilt], poses, tilt, geometry, shared)
+
+    def some(part: slice) -> Tensor:
+        total = images.new_zeros(geometry.volume.shape)
+        for tilt in range(part.start, part.stop):
+            total += back_project_tilt(images[tilt], poses, tilt, geometry, shared)
+        return total
+
+    total = sum(spread(some, shares(len(poses), device=images.device)), images.new_zeros(()))
     return prefilter(total) if shared else total
 
 

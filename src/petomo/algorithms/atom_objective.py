@@ -16,6 +16,10 @@ from petomo.physics.multislice import Loss
 
 Reader = Callable[[int, Tensor], Tensor]
 
+#: angstrom, radian, square angstrom
+_LONGEST = {"sites": 0.7, "tau": 0.7, "stray": 0.7, "angles": 0.05, "affine": 0.05}
+_LONGEST |= {"occupancy": 1.0, "variance": 0.05}
+
 
 @dataclass(frozen=True)
 class AtomOptions:
@@ -87,6 +91,14 @@ class Objective:
     def point(self) -> Tensor:
         """Where the model stands."""
         return torch.cat([p.data.flatten() for p in self.parameters])
+
+    def longest(self) -> Tensor:
+        """How far each unknown may go in one step: where little is known, the curvature may be none."""
+        parts = [
+            torch.full_like(p.data, _LONGEST[name.split(".")[0]]).flatten()
+            for name, p in self.model.named_parameters()
+        ]
+        return torch.cat(parts)
 
     def go(self, point: Tensor) -> None:
         """Bring the model to ``point``."""

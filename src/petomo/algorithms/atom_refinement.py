@@ -115,7 +115,9 @@ def refine_atoms(
         for tilt, known in enumerate(positions):
             model.weigh_positions(tilt, known)
         objective = Objective(model, level.read, level.loss, nominal, options)
-        solver = minimise(objective, objective.point(), objective.preconditioner(curvatures))
+        solver = minimise(
+            objective, objective.point(), objective.preconditioner(curvatures), objective.longest()
+        )
         now = next(solver)
         for step, now in enumerate(itertools.islice(solver, options.iterations), 1):
             extras = {"round": number + 1.0, "atoms": float(len(model.numbers)), "step": now.step}

@@ -26,6 +26,7 @@ def minimise(
     evaluate: Callable[[Tensor], tuple[float, Tensor]],
     start: Tensor,
     precondition: Callable[[Tensor], Tensor],
+    longest: Tensor | float = math.inf,
 ) -> Iterator[Iterate]:
     """Yield the start and then ever better points; ends when no step along the direction helps.
 
@@ -37,6 +38,8 @@ def minimise(
         1D, float64.
     precondition : callable
         Applies a positive definite approximation of the inverse Hessian.
+    longest : Tensor or float
+        How far a single unknown may go in one step; a longer one is shortened as a whole.
     """
     point = start.clone()
     value, gradient = evaluate(point)
@@ -48,7 +51,8 @@ def minimise(
         if slope >= 0:
             pairs, direction = [], -precondition(gradient)
             slope = float(gradient @ direction)
-        found = _backtrack(evaluate, point, value, direction, slope)
+        first = 1 / max(1.0, float((direction.abs() / longest).max()))
+        found = _backtrack(evaluate, point, value, direction, slope, first)
         if found is None:
             return
         change, bend = found.point - point, found.gradient - gradient
@@ -70,8 +74,9 @@ def _two_loops(gradient: Tensor, pairs: list[tuple[Tensor, Tensor]], preconditio
     return out
 
 
-def _backtrack(evaluate, point: Tensor, value: float, direction: Tensor, slope: float) -> Iterate | None:
-    step = 1.0
+def _backtrack(
+    evaluate, point: Tensor, value: float, direction: Tensor, slope: float, step: float
+) -> Iterate | None:
     for _ in range(_MOST_TRIALS):
         trial = point + step * direction
         new, gradient = evaluate(trial)

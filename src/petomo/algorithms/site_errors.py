@@ -50,7 +50,9 @@ class Halves:
         for first, part in enumerate(self.models):
             own = Curvatures(part, loss.curvature, curvatures[first::2])
             objective = Objective(part, _every_other(read, first), loss, nominal[first::2], options)
-            self.solvers.append(minimise(objective, objective.point(), objective.preconditioner(own)))
+            self.solvers.append(
+                minimise(objective, objective.point(), objective.preconditioner(own), objective.longest())
+            )
             next(self.solvers[-1])
         self.points = [torch.cat([p.data.flatten() for p in part.parameters()]) for part in self.models]
 

@@ -54,13 +54,11 @@ class Plan(NamedTuple):
 @lru_cache
 def plan(rows: int, columns: int, by_rows: bool) -> Plan:
     """Transforms of a window; MKL lets any number of threads use them at once."""
-    one = (1, columns, rows) if by_rows else None
-    other = (1, rows, columns) if by_rows else None
     return Plan(
         _describe((rows, columns), _IN_PLACE),
         _describe((rows, columns), _APART),
-        _describe((columns,), _IN_PLACE, rows) if one else 0,
-        _describe((rows,), _IN_PLACE, columns) if other else 0,
+        _describe((columns,), _IN_PLACE, rows) if by_rows else 0,
+        _describe((rows,), _IN_PLACE, columns) if by_rows else 0,
     )
 
 

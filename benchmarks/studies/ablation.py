@@ -79,10 +79,7 @@ DRAWN = (
 
 def runs(quick: bool, work: Path, so_far: bool) -> tuple[list[dict[str, Any]], Path, dict[str, Any]]:
     """Rows in order, the defaults first; the series' folder, and its specification."""
-    spec, settings = series.core_shell(quick), series.core_shell_settings(quick)
-    data = series.simulate_once(spec, work / "core_shell")
-    base = work / "core_shell_run"
-    first = study.reconstruct_once(base, data, settings, so_far=so_far)
+    base, data, spec, settings, first = study.core_shell_run(quick, work, so_far)
     rows = [first | {"group": "", "name": "defaults", "folder": base}]
     for number, (group, name, stage, changes) in enumerate(ROWS):
         folder = work / f"ablation_{number:02d}"

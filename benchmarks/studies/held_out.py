@@ -14,11 +14,10 @@ from typing import Any
 import series
 import study
 import torch
-from convergence import BAND, HELD, Bench, band_mean
+from bench import BAND_NAME, Bench, band_mean
 from matplotlib.figure import Figure
 
 from petomo.algorithms.descent import reconstruct
-from petomo.algorithms.descent_options import Schedule
 from petomo.analysis.panels import COLOURS, grid, label, title
 from petomo.analysis.resolution import directional_correlations, fourier_shell_correlation
 from petomo.objectives.regularizers import L1Real, NonNegative
@@ -36,7 +35,7 @@ def measured(bench: Bench, weight: float) -> dict[str, Any]:
     whole = [positions.data for positions in model.positions]
     for positions, index in zip(model.positions, part, strict=True):
         positions.data = positions.data[index]
-    options = replace(HELD, iterations=PASSES, batch_size=bench.settings.batch_size, volume=Schedule(3.0))
+    options = replace(bench.options, iterations=PASSES)
     terms = [L1Real(weight), NonNegative()] if weight else [NonNegative()]
     *_, last = reconstruct(model, lambda t, i: bench.read(t, part[t][i]), bench.loss, options, terms)
     for positions, every in zip(model.positions, whole, strict=True):
@@ -56,8 +55,7 @@ def measured(bench: Bench, weight: float) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    header = ["weight of L1", "loss a pattern", "held-out patterns"]
-    header += [f"correlation with truth, {BAND[0]:g} to {BAND[1]:g} 1/Å", "FSC 0.5", "along z"]
+    header = ["weight of L1", "loss a pattern", "held-out patterns", BAND_NAME, "FSC 0.5", "along z"]
     return study.markdown(header, [
         [f"{r['weight']:g}", f"{r['part']:.2f}", f"{r['held']:.2f}", f"{r['correlation']:.3f}",
          study.angstrom(r["resolution"]), study.angstrom(r["along"])]
@@ -78,12 +76,10 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
 def main() -> None:
     args = study.arguments(__doc__)
     work = study.work_folder(args)
-    spec, settings = series.core_shell(args.quick), series.core_shell_settings(args.quick)
-    data = series.simulate_once(spec, work / "core_shell")
-    study.reconstruct_once(work / "core_shell_run", data, settings, so_far=args.so_far)
-    bench = Bench(work / "core_shell_run", data)
+    base = study.core_shell_run(args.quick, work, args.so_far)
+    bench = Bench(base.run, base.data)
     rows = [study.kept(work / f"held_out_{w:g}.json", lambda w=w: measured(bench, w)) for w in WEIGHTS]
-    text = f"{series.facts(spec, data)}\n\n{table(rows)}"
+    text = f"{series.facts(base.spec, base.data)}\n\n{table(rows)}"
     study.publish("held_out", args.quick, text, figure(rows), args.write, work)
 
 

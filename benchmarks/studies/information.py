@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import study
 import torch
-from rich.console import Console
+from bench import open_run
 from torch import Tensor
 
 from petomo.algorithms.atom_curvatures import Curvatures, position_gram
@@ -32,11 +32,7 @@ from petomo.io.artefacts import read_atoms
 from petomo.models.atomic_tomography import AtomicTomography, Sites
 from petomo.physics.partial_coherence import ProbeModel
 from petomo.workflow import step_refinement
-from petomo.workflow.callbacks import Reporter
-from petomo.workflow.config import load_config
-from petomo.workflow.context import RunContext
 from petomo.workflow.grids import plan_grids
-from petomo.workflow.runner import open_input
 
 MOVE = 2e-3  # radian
 VARIANCE = 0.07**2  # square angstrom an axis, as simulated
@@ -47,11 +43,10 @@ class AtTruth:
     """The model of a series where everything is as simulated, its probes fitted."""
 
     def __init__(self, run: Path, truth: Path):
-        config = load_config(run / "config.yaml")
-        tilts, _ = open_input(config)
-        context = RunContext(config, run, tilts, torch.device("cpu"), Reporter(None, Console(quiet=True)))
-        self.options = step_refinement.atom_options(context)
-        self.level = step_refinement.refinement_levels(context, plan_grids(tilts, config))[-1]
+        context = open_run(run)
+        tilts, self.options = context.series, step_refinement.atom_options(context)
+        grids = plan_grids(tilts, context.config)
+        self.level = step_refinement.refinement_levels(context, grids)[-1]
         with np.load(truth / "poses.npz", allow_pickle=False) as file:
             angles, tau, scans, defocus = (
                 torch.from_numpy(np.asarray(file[key], dtype=float)) for key in study.series.KEYS

@@ -38,9 +38,7 @@ VARIANTS = {"neither L1 nor sign": "end-to-end, no L1, any sign", "1": "end-to-e
 
 def runs(quick: bool, work: Path, so_far: bool) -> tuple[dict[str, tuple[Path, str]], Path, dict[str, Any]]:
     """Name, run folder and file of every volume; the series' folder, and its specification."""
-    spec, settings = series.core_shell(quick), series.core_shell_settings(quick)
-    data, run = series.simulate_once(spec, work / "core_shell"), work / "core_shell_run"
-    study.reconstruct_once(run, data, settings, so_far=so_far)
+    run, data, spec, settings, _ = study.core_shell_run(quick, work, so_far)
     found = {"end-to-end": (run, "volume.mrc")}
     for number, (_, name, stage, changes) in enumerate(ablation.ROWS):
         if name in VARIANTS:

@@ -18,7 +18,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import series
@@ -134,6 +134,23 @@ def reconstruct_once(
     row = measure(folder, data) | {"seconds": read_json(seconds)["processor"]}
     write_json(done, {"from": wanted, "row": row})
     return read_json(done)["row"]
+
+
+class CoreShell(NamedTuple):
+    """The series of `series.core_shell`, and its run with the defaults that several studies start from."""
+
+    run: Path
+    data: Path
+    spec: dict[str, Any]
+    settings: dict[str, Any]
+    row: dict[str, Any]
+
+
+def core_shell_run(quick: bool, work: Path, so_far: bool) -> CoreShell:
+    """Simulate and reconstruct once."""
+    spec, settings, run = series.core_shell(quick), series.core_shell_settings(quick), work / "core_shell_run"
+    data = series.simulate_once(spec, work / "core_shell")
+    return CoreShell(run, data, spec, settings, reconstruct_once(run, data, settings, so_far=so_far))
 
 
 def _take_over(base: Path, folder: Path) -> None:

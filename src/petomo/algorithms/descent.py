@@ -204,7 +204,7 @@ def _mark_moving(model, options, iteration, tilt, moves_angles):
 def _step_object(model, options, regularizers, work, tilt, electrons, scale, curvature):
     if model.volume.grad is None:
         return
-    fluence = electrons / _area_pixels(model, tilt)
+    fluence = electrons / area_pixels(model, tilt)
     step, bound = options.volume.step * scale, model.lipschitz(fluence) * curvature / 2
     pairs = [(model.volume, work.momentum)]
     if model.absorption is not None:
@@ -249,7 +249,7 @@ def _step_probe(model, options, tilt, patterns, scale, curvature):
         probe.data.sub_(probe.grad, alpha=options.probe.step * scale / (curvature * patterns))
 
 
-def _area_pixels(model: Model, tilt: int) -> float:
+def area_pixels(model: Model, tilt: int) -> float:
     """Scanned area of a tilt in pixels; a line scan counts as one pixel wide."""
     positions = model.positions[tilt].detach()
     extent = positions.amax(0) - positions.amin(0)

@@ -1,9 +1,11 @@
-"""One iteration of single-tilt multislice ptychography: petomo against others, each in its own Python.
+"""Single-tilt multislice ptychography by petomo and by others, each in its own Python.
 
 All see the same simulated scan (20 x 20 patterns of 64 x 64, 3 modes, 8 slices, batches of 64, single
 precision) and refine object and probe; scan positions are held, the sub-pixel shift of the probe is
 applied by those who have it. Every program runs in a process of its own on one thread; programs take
-turns. Processor time per pattern, the least of all iterations but each process's first, which may compile.
+turns. Two things are told: processor time per pattern of one iteration, the least of all but each
+process's first, which may compile; and processor time until the phase, summed over the slices, is as near
+to the truth as another program ever comes, each with the best of several learning rates.
 
     python benchmarks/peers.py --peer ptyrad=ENV/bin/python --peer py4dstem=ENV/bin/python
 
@@ -14,27 +16,38 @@ with any of ptyrad, phaser, quantem, py4dstem, each environment holding that pac
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from peer_programs import (
+    DEFOCUS,
+    MODES,
+    PIXEL,
+    PROGRAMS,
+    SEMIANGLE,
+    SIDE,
+    SIZE,
+    SLICES,
+    STEP,
+    THICKNESS,
+    WAVELENGTH,
+    Job,
+)
+from scipy.ndimage import fourier_shift
+from scipy.optimize import minimize
 
-SIDE, SIZE, SLICES, MODES, BATCH, ITERATIONS = 20, 64, 8, 3, 64, 5
-ENERGY, WAVELENGTH, SEMIANGLE, DEFOCUS = 300e3, 0.0196875, 20.0, 100.0
-PIXEL, STEP, THICKNESS = 0.25, 1.0, 10.0
-RECIPROCAL = 1 / (SIZE * PIXEL)
-Laps = list[float]
+RATES, LONG = (0.12, 0.25, 0.5, 1.0, 2.0, 4.0), 40
+LENGTHS = (4, 8, 16, LONG)  # petomo's steps fall towards the end of a run
 
 
 def simulate(folder: Path) -> None:
-    """Random Gaussian atoms; centred patterns ``(scan y, scan x, ky, kx)`` as `patterns.npy`."""
+    """Random Gaussian atoms; centred patterns ``(scan y, scan x, ky, kx)`` as `patterns.npy`, `truth.npy`."""
     rng, step = np.random.default_rng(0), round(STEP / PIXEL)
     field = SIZE + SIDE * step
     yy, xx = np.mgrid[:field, :field]
@@ -45,7 +58,7 @@ def simulate(folder: Path) -> None:
     q = np.fft.fftfreq(SIZE, PIXEL)
     q2 = q[:, None] ** 2 + q**2
     aperture = np.sqrt(q2) * WAVELENGTH < SEMIANGLE * 1e-3
-    probe = np.fft.fftshift(np.fft.ifft2(aperture * np.exp(-1j * np.pi * WAVELENGTH * q2 * DEFOCUS)))
+    probe = np.fft.fftshift(np.fft.ifft2(aperture * np.exp(1j * np.pi * WAVELENGTH * q2 * DEFOCUS)))
     modes = np.array([probe, *(0.3 * np.roll(probe, (m, -m), (0, 1)) for m in range(1, MODES))])
     modes /= np.sqrt((abs(modes) ** 2).sum())
     propagator = np.exp(-1j * np.pi * WAVELENGTH * q2 * THICKNESS)
@@ -58,291 +71,38 @@ def simulate(folder: Path) -> None:
         far = np.fft.fft2(wave, norm="ortho")
         patterns[i, j] = 1e5 * np.fft.fftshift((abs(far) ** 2).sum(0))
     np.save(folder / "patterns.npy", patterns)
+    np.save(folder / "truth.npy", phase.sum(0))
 
 
-@contextlib.contextmanager
-def lap(laps: Laps) -> Iterator[None]:
-    """Append the processor time of the block."""
-    start = time.process_time()
-    yield
-    laps.append(time.process_time() - start)
+class Curve(NamedTuple):
+    """Processor seconds a pattern so far, and the error of the phase, after every iteration."""
+
+    seconds: np.ndarray
+    errors: np.ndarray
+
+    def until(self, error: float) -> float:
+        """Seconds until the error is no larger than this; infinite where it never is."""
+        return float(min(self.seconds[self.errors <= error], default=np.inf))
 
 
-# ------------------------------------------------------------- one function a program, run by its Python
-
-
-def run_petomo(patterns: np.ndarray, positions: bool = False) -> Laps:
-    import torch
-
-    from petomo.algorithms.descent import reconstruct
-    from petomo.algorithms.descent_options import DescentOptions, Schedule
-    from petomo.core.grid import Grid
-    from petomo.models.ptychography import Ptychography
-    from petomo.objectives.losses import Amplitude
-    from petomo.physics.multislice import MultisliceOptics
-    from petomo.physics.probe import hermite_modes, make_probe
-
-    data = torch.as_tensor(np.fft.ifftshift(patterns, (-2, -1)).reshape(-1, SIZE, SIZE))
-    window = Grid((SIZE, SIZE), PIXEL)
-    probe = make_probe(window, ENERGY, SEMIANGLE, {"C10": -DEFOCUS}, float(data[0].sum()))
-    line = (torch.arange(SIDE) - (SIDE - 1) / 2) * STEP
-    scan = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).reshape(-1, 2)
-    model = Ptychography(
-        torch.zeros(SLICES, *[SIZE + round(SIDE * STEP / PIXEL)] * 2),
-        hermite_modes(probe, MODES, window).to(torch.complex64),
-        scan,
-        MultisliceOptics(window, ENERGY, THICKNESS),
-    )
-    move = Schedule(0.5 if positions else 0.0)
-    options = DescentOptions(
-        ITERATIONS, BATCH, probe=Schedule(0.5), positions=move, affine=move, poses=Schedule(0.0)
-    )
-    laps: Laps = []
-    passes = reconstruct(model, lambda _, index: data[index], Amplitude(), options)
-    for _ in range(ITERATIONS):
-        with lap(laps):
-            next(passes)
-    return laps
-
-
-def run_ptyrad(patterns: np.ndarray) -> Laps:
-    import types
-
-    import torch
-    import yaml
-
-    try:
-        import torchvision  # noqa: F401
-    except Exception:  # PyPI's build is for CUDA; one function of it is imported, and not needed here
-        functional = types.ModuleType("torchvision.transforms.functional")
-        functional.gaussian_blur = lambda image, *_, **__: image  # pyright: ignore[reportAttributeAccessIssue]
-        for name in ("torchvision", "torchvision.transforms"):
-            sys.modules[name] = types.ModuleType(name)
-        sys.modules[functional.__name__] = functional
-    from ptyrad.params import load_params
-    from ptyrad.solver import PtyRADSolver, reconstruction
-
-    torch.set_num_threads(1)
-    np.save("flat.npy", patterns.reshape(-1, SIZE, SIZE))
-    held = {"start_iter": None, "lr": 0.0}
-    names = ("obja", "obj_tilts", "slice_thickness", "probe_pos_shifts")
-    params = {
-        "init_params": {
-            "probe_kv": ENERGY / 1e3,
-            "probe_conv_angle": SEMIANGLE,
-            "probe_aberrations": {"C10": -DEFOCUS},
-            "probe_pmode_max": MODES,
-            "meas_Npix": SIZE,
-            "meas_calibration": {"mode": "dx", "value": PIXEL},
-            "meas_params": {"path": "flat.npy", "key": None},
-            "pos_N_scan_slow": SIDE,
-            "pos_N_scan_fast": SIDE,
-            "pos_scan_step_size": STEP,
-            "obj_Nlayer": SLICES,
-            "obj_slice_thickness": THICKNESS,
-        },
-        "model_params": {
-            "update_params": {
-                **dict.fromkeys(names, held),
-                "objp": {"start_iter": 1, "lr": 5e-4},
-                "probe": {"start_iter": 1, "lr": 1e-4},
-            }
-        },
-        "recon_params": {
-            "NITER": ITERATIONS,
-            "BATCH_SIZE": {"size": BATCH, "grad_accumulation": 1},
-            "SAVE_ITERS": None,
-            "output_dir": "ptyrad/",
-            "copy_params": False,
-            "compiler_configs": {"enable": False},
-        },
-    }
-    Path("ptyrad.yaml").write_text(yaml.safe_dump(params))
-    laps, step = [], reconstruction.recon_step
-
-    def timed_step(*args, **kwargs):
-        with lap(laps):
-            return step(*args, **kwargs)
-
-    reconstruction.recon_step = timed_step
-    loaded = load_params("ptyrad.yaml", validate=True)
-    loaded["recon_params"]["compiler_configs"] = {"disable": True}
-    PtyRADSolver(loaded, device="cpu", seed=42).run()
-    return laps
-
-
-def run_phaser(patterns: np.ndarray) -> Laps:
-    import torch
-    from phaser.execute import execute_plan
-    from phaser.observer import Observer
-    from phaser.plan import ReconsPlan
-
-    torch.set_num_threads(1)
-    np.save("phaser.npy", patterns)
-    engine = {
-        "type": "gradient",
-        "probe_modes": MODES,
-        "niter": ITERATIONS,
-        "grouping": BATCH,
-        "bwlim_frac": None,
-        "noise_model": {"type": "amplitude", "eps": 1e-3},
-        "update_probe": True,
-        "update_object": True,
-        "update_positions": False,
-        "save": False,
-        "save_images": False,
-        "calc_error": False,
-        "iter_constraints": [],
-        "group_constraints": [],
-        "regularizers": [],
-        "solvers": {
-            "object": {"type": "adam", "learning_rate": 5e-3},
-            "probe": {"type": "adam", "learning_rate": 1e-2},
-        },
-    }
-    plan = {
-        "name": "peers",
-        "backend": "torch",
-        "device": "cpu",
-        "dtype": "float32",
-        "raw_data": {
-            "type": "manual",
-            "path": "phaser.npy",
-            "diff_step": WAVELENGTH * RECIPROCAL * 1e3,
-            "kv": ENERGY / 1e3,
-        },
-        "init": {
-            "probe": {"type": "focused", "conv_angle": SEMIANGLE, "defocus": DEFOCUS},
-            "scan": {"type": "raster", "shape": [SIDE, SIDE], "step_size": STEP},
-            "object": {"type": "random"},
-        },
-        "slices": {"n": SLICES, "total_thickness": SLICES * THICKNESS},
-        "engines": [engine],
-    }
-    laps: Laps = []
-
-    class Clock(Observer):
-        def start_engine(self, *_):
-            self.start = time.process_time()
-
-        def update_iteration(self, *_):
-            now = time.process_time()
-            laps.append(now - self.start)
-            self.start = now
-
-    execute_plan(ReconsPlan.from_data(plan), observers=Clock())
-    return laps
-
-
-def run_quantem(patterns: np.ndarray) -> Laps:
-    import matplotlib
-    import torch
-
-    matplotlib.use("Agg")
-    from quantem.core.datastructures.dataset4dstem import Dataset4dstem
-    from quantem.diffractive_imaging.dataset_models import PtychographyDatasetRaster
-    from quantem.diffractive_imaging.detector_models import DetectorPixelated
-    from quantem.diffractive_imaging.object_models import ObjectPixelated
-    from quantem.diffractive_imaging.probe_models import ProbePixelated
-    from quantem.diffractive_imaging.ptychography import Ptychography
-
-    torch.set_num_threads(1)
-    sampling, units = (STEP, STEP, RECIPROCAL, RECIPROCAL), ("A", "A", "A^-1", "A^-1")
-    cube = Dataset4dstem.from_array(array=patterns, sampling=sampling, units=units)
-    data = PtychographyDatasetRaster.from_dataset4dstem(cube)
-    quiet = {"plot_rotation": False, "plot_com": False, "force_com_rotation": 0, "force_com_transpose": False}
-    data.preprocess(com_fit_function="constant", probe_energy=ENERGY, **quiet)
-    aim = {"energy": ENERGY, "defocus": DEFOCUS, "semiangle_cutoff": SEMIANGLE}
-    solver = Ptychography.from_models(
-        dset=data,
-        obj_model=ObjectPixelated.from_uniform(
-            num_slices=SLICES, slice_thicknesses=THICKNESS, obj_type="potential"
-        ),
-        probe_model=ProbePixelated.from_params(num_probes=MODES, probe_params=aim),
-        detector_model=DetectorPixelated(),
-        rng=42,
-        verbose=False,
-    )
-    solver.preprocess(obj_padding_px=(16, 16))
-    adam = {"object": {"type": "adam", "lr": 5e-3}, "probe": {"type": "adam", "lr": 1e-3}}
-    laps: Laps = []
-    for i in range(ITERATIONS):
-        start = {"optimizer_params": adam} if i == 0 else {}
-        with lap(laps):
-            solver.reconstruct(num_iters=1, reset=i == 0, batch_size=BATCH, device="cpu", **start)
-    return laps
-
-
-def run_py4dstem(patterns: np.ndarray) -> Laps:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import py4DSTEM
-
-    cube = py4DSTEM.DataCube(patterns)
-    cube.calibration.set_R_pixel_size(STEP)
-    cube.calibration.set_R_pixel_units("A")
-    cube.calibration.set_Q_pixel_size(RECIPROCAL)
-    cube.calibration.set_Q_pixel_units("A^-1")
-    solver = py4DSTEM.process.phase.MixedstateMultislicePtychography(
-        datacube=cube,
-        energy=ENERGY,
-        num_probes=MODES,
-        num_slices=SLICES,
-        slice_thicknesses=THICKNESS,
-        semiangle_cutoff=SEMIANGLE,
-        defocus=DEFOCUS,
-        object_type="potential",
-        object_padding_px=(16, 16),
-        device="cpu",
-        verbose=False,
-    )
-    plots = dict.fromkeys(("plot_center_of_mass", "plot_rotation", "plot_probe_overlaps"), False)
-    solver.preprocess(force_com_rotation=0, force_com_transpose=False, **plots)
-    off = (
-        "progress_bar gaussian_filter butterworth_filter kz_regularization_filter tv_denoise "
-        "tv_denoise_chambolle identical_slices orthogonalize_probe fix_probe_com object_positivity "
-        "fix_potential_baseline"
-    )
-    laps: Laps = []
-    for i in range(ITERATIONS):
-        with lap(laps):
-            solver.reconstruct(
-                num_iter=1,
-                max_batch_size=BATCH,
-                step_size=0.5,
-                reset=i == 0,
-                **dict.fromkeys(off.split(), False),
-            )
-    return laps
-
-
-PROGRAMS: dict[str, Callable[[np.ndarray], Laps]] = {
-    "petomo": run_petomo,
-    "petomo, positions too": lambda patterns: run_petomo(patterns, positions=True),
-    "ptyrad": run_ptyrad,
-    "phaser": run_phaser,
-    "quantem": run_quantem,
-    "py4dstem": run_py4dstem,
-}
-
-
-# ------------------------------------------------------------------------------------- taking turns
-
-
-def measure(name: str, python: str, folder: Path) -> float | None:
-    """Processor ms per pattern of the best iteration, or None and a word on what went wrong."""
+def run(name: str, python: str, folder: Path, job: Job) -> tuple[np.ndarray, np.ndarray] | None:
+    """Laps in processor seconds and phases of one process, or None and a word on what went wrong."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    result = folder / "laps.json"
+    result = folder / "log.npz"
     result.unlink(missing_ok=True)
-    command = [python, str(Path(__file__).resolve()), "--run", name]
+    script = Path(__file__).resolve().with_name("peer_programs.py")
+    command = [python, str(script), name, "--iterations", str(job.iterations), "--rate", str(job.rate)]
     env = {**os.environ, **threads, "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     if done.returncode or not result.exists():
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         print(f"  {name} did not run: {last}", flush=True)
         return None
-    return 1e3 * min(json.loads(result.read_text())[1:]) / SIDE**2
+    with np.load(result, allow_pickle=False) as file:
+        return file["laps"], file["phases"]
+
+
+# ---------------------------------------------------------------------------------------- one iteration
 
 
 def compare(pythons: dict[str, str], rounds: int) -> dict[str, float]:
@@ -353,9 +113,9 @@ def compare(pythons: dict[str, str], rounds: int) -> dict[str, float]:
         simulate(folder)
         for _ in range(rounds):
             for program, python in pythons.items():
-                found = measure(program, python, folder)
+                found = run(program, python, folder, Job())
                 if found is not None:
-                    best[program] = min(found, best.get(program, np.inf))
+                    best[program] = min(1e3 * found[0][1:].min() / SIDE**2, best.get(program, np.inf))
     return best
 
 
@@ -363,6 +123,84 @@ def table(best: dict[str, float]) -> str:
     """Markdown: each program, its time and petomo's share of it."""
     lines = ["| program | core-ms per pattern | petomo takes |", "|---|---:|---:|"]
     lines += [f"| {name} | {ms:.2f} | {best['petomo'] / ms:.2f} x |" for name, ms in best.items()]
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------ equal error
+
+
+def phase_error(phase: np.ndarray, truth: np.ndarray) -> float:
+    """Rms error over the inner scanned field, as a share of the truth's own rms.
+
+    Left free are what a scan cannot tell: a shift, a constant and a ramp.
+    """
+    n = SIDE * round(STEP / PIXEL) * 3 // 4
+    inner = truth[tuple(slice((s - n) // 2, (s + n) // 2) for s in truth.shape)]
+    place = _best_place(phase, inner)
+    margin = tuple(slice(max(0, p - 8), p + n + 8) for p in place)
+    patch, start = phase[margin], [p - m.start for p, m in zip(place, margin, strict=True)]
+    y, x = np.mgrid[:n, :n] / n
+    free = np.stack([np.ones_like(x), x, y], -1).reshape(-1, 3)
+    cut = tuple(slice(s, s + n) for s in start)
+
+    def misfit(shift: np.ndarray) -> float:
+        moved = np.fft.ifft2(np.asarray(fourier_shift(np.fft.fft2(patch), shift))).real[cut]
+        rest = (moved - inner).ravel()
+        return float(np.std(rest - free @ np.linalg.lstsq(free, rest, rcond=None)[0]))
+
+    return minimize(misfit, np.zeros(2), method="Nelder-Mead").fun / inner.std()
+
+
+def _best_place(phase: np.ndarray, inner: np.ndarray) -> tuple[int, int]:
+    """Corner in ``phase`` at which it correlates best with ``inner``, whole pixels."""
+    shape = tuple(a + b for a, b in zip(phase.shape, inner.shape, strict=True))
+    spectrum = np.fft.rfft2(phase - phase.mean(), shape) * np.fft.rfft2(inner - inner.mean(), shape).conj()
+    room = tuple(slice(0, a - b + 1) for a, b in zip(phase.shape, inner.shape, strict=True))
+    found = np.fft.irfft2(spectrum, shape)[room]
+    y, x = np.unravel_index(found.argmax(), found.shape)
+    return int(y), int(x)
+
+
+def jobs(program: str) -> list[Job]:
+    """Runs among which a program's best counts."""
+    if program.startswith("petomo"):
+        return [Job(iterations) for iterations in LENGTHS]
+    return [Job(LONG, rate) for rate in RATES]
+
+
+def curves(pythons: dict[str, str]) -> Iterator[tuple[str, Job, Curve]]:
+    """Error against time of every program and job."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        simulate(folder)
+        truth = np.load(folder / "truth.npy")
+        for program, python in pythons.items():
+            for job in jobs(program):
+                found = run(program, python, folder, job)
+                if found is not None:
+                    laps = np.minimum(found[0], 2 * np.median(found[0]))  # the first may compile
+                    errors = np.array([phase_error(phase, truth) for phase in found[1]])
+                    yield program, job, Curve(np.cumsum(laps) / SIDE**2, errors)
+
+
+def equal_error(pythons: dict[str, str]) -> str:
+    """Markdown: the least error of every program, when it was reached, and when petomo reached it."""
+    found: dict[str, dict[Job, Curve]] = {}
+    for program, job, curve in curves(pythons):
+        print(f"  {program}, {job}: {curve.errors.min():.4f} after {curve.seconds[-1]:.3f} s", flush=True)
+        found.setdefault(program, {})[job] = curve
+    head = (
+        "| program | its least error | learning rates x | core-ms per pattern until then | petomo | share |"
+    )
+    lines = [head, "|---|---:|---:|---:|---:|---:|"]
+    for program, each in found.items():
+        job, best = min(each.items(), key=lambda item: item[1].errors.min())
+        error = best.errors.min()
+        theirs = min(curve.until(error) for curve in each.values())
+        ours = min(curve.until(error) for curve in found["petomo"].values())
+        rate = "-" if program.startswith("petomo") else f"{job.rate:g}"
+        times = f"{1e3 * theirs:.1f} | {1e3 * ours:.1f} | {ours / theirs:.2f} x"
+        lines.append(f"| {program} | {error:.3f} | {rate} | {times} |")
     return "\n".join(lines)
 
 
@@ -383,13 +221,10 @@ def main() -> None:
     )
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--run", choices=PROGRAMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.run:
-        laps = PROGRAMS[args.run](np.load("patterns.npy"))
-        Path("laps.json").write_text(json.dumps(laps))
-        return
-    print(table(compare(parse_peers(args.peer, parser), args.rounds)))
+    pythons = parse_peers(args.peer, parser)
+    print(table(compare(pythons, args.rounds)))
+    print(equal_error(pythons))
 
 
 if __name__ == "__main__":

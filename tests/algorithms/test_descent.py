@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from helpers import relative_error
+from petomo.algorithms import descent
 from petomo.algorithms.descent import reconstruct
 from petomo.algorithms.descent_options import DescentOptions, Schedule
 from petomo.core.errors import UserError
@@ -124,7 +125,7 @@ def test_regularisers_act_where_they_should():
 
 def test_absorption_is_found_and_can_be_suppressed():
     truth = end_to_end_problem(absorption=True).absorption.detach()
-    options = DescentOptions(10, batch_size=24, volume=Schedule(1.0), **HELD)
+    options = DescentOptions(20, batch_size=24, volume=Schedule(1.0), **HELD)
 
     def run(*terms):
         model, read = problem(noisy=False, modes=1, absorption=True, scan=(8, 9), tilts=(-0.5, 0.0, 0.5))
@@ -179,7 +180,7 @@ def test_probes_are_orthogonal_after_each_pass():
 def test_going_on_from_a_checkpoint_is_as_if_nothing_had_happened(tmp_path, stop, absorption):
     # every variable moves, and the curvature measured in pass 2 is used in pass 3
     moves = {k: Schedule(0.5, start=1) for k in ("probe", "positions", "affine", "poses")}
-    options = DescentOptions(5, batch_size=8, curvature_every=2, **moves)
+    options = DescentOptions(5, batch_size=8, curvature_every=2, momentum=0.7, **moves)
     terms = [L1Imaginary(0.01), NonNegative()]
     whole, read = problem(absorption=absorption)
     expected = losses(whole, read, options, regularizers=terms)
@@ -195,6 +196,43 @@ def test_going_on_from_a_checkpoint_is_as_if_nothing_had_happened(tmp_path, stop
     assert found == expected
     for name, value in values(whole).items():
         assert torch.equal(value, values(second)[name]), name
+
+
+@pytest.mark.parametrize("absorption", [False, True])
+def test_a_tilt_may_be_one_step_whatever_is_read_at_a_time(monkeypatch, absorption):
+    """The gradient of a whole tilt is that of its parts together, and the volume is turned once for it."""
+    moves = {k: Schedule(0.5) for k in ("probe", "positions", "affine", "poses")}
+    options, results = DescentOptions(2, batch_size=None, **moves), []
+    for parts in (1, 5):
+        model, read = problem(absorption=absorption, dtype=torch.float64)
+        patterns, pixels = len(model.positions[0]), model.probes[0][0].numel()
+        monkeypatch.setattr(descent, "READ_BYTES", 4 * pixels * -(-patterns // parts))
+        sizes, turned, phase = [], [], model.phase
+
+        def counted(tilt, index, read=read, sizes=sizes):
+            sizes.append(len(index))
+            return read(tilt, index)
+
+        monkeypatch.setattr(model, "phase", lambda *a, phase=phase, t=turned: (t.append(a), phase(*a))[1])
+        losses(model, counted, replace(options, poses=STILL, positions=STILL, affine=STILL))
+        assert len(turned) == options.iterations * len(model.positions)
+        assert len(sizes) == parts * len(turned)
+        losses(model, read, options)
+        results.append(values(model))
+    for name, value in results[0].items():
+        assert relative_error(results[1][name], value) < 1e-10, name
+
+
+@pytest.mark.parametrize("batch_size", [None, 24])
+def test_going_on_between_passes_sees_more_in_fewer(batch_size):
+    """Directions that the patterns hardly tell, such as depth, move little in a pass, but steadily."""
+    found = {}
+    for share in (0.0, 0.9):
+        model, read = problem(noisy=False, modes=1, scan=(8, 9), tilts=(-0.6, -0.3, 0.0, 0.3, 0.6))
+        options = DescentOptions(20, batch_size, volume=Schedule(1.5), momentum=share, **HELD)
+        found[share] = losses(model, read, options, regularizers=[NonNegative()])
+    assert found[0.9][1] == found[0.0][1], "nothing to go on with before the third pass"
+    assert found[0.9][-1] < 0.5 * found[0.0][-1]
 
 
 def test_seeds_order_the_batches():

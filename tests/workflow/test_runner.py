@@ -184,7 +184,7 @@ def test_until_needs_a_stage_that_comes(config, tmp_path):
         ("ptychography.slices=9", {"resume": True}, "ptychography.slices was 3 and is now 9"),
         ("compute.seed=9", {"start_from": "end_to_end"}, "compute.seed was 0 and is now 9"),
         ("data.exclude=[1]", {"start_from": "ptychography"}, "data.exclude was [] and is now [1]"),
-        ("end_to_end.batch_size=9", {"resume": True}, "end_to_end.batch_size was 128 and is now 9"),
+        ("end_to_end.batch_size=9", {"resume": True}, "end_to_end.batch_size was null and is now 9"),
     ],
 )
 def test_changed_settings_are_refused_by_name(config, tmp_path, override, options, key):

@@ -32,6 +32,8 @@ from petomo.physics.probe import orthogonalise
 
 Model = Ptychography | PtychoTomography
 
+READ_BYTES = 1 << 26  # of counts read at a time
+
 #: ``read(tilt, index) -> (k, ky, kx)`` electrons in FFT order on the model's device.
 Reader = Callable[[int, Tensor], Tensor]
 
@@ -83,7 +85,8 @@ def reconstruct(
     _refuse_too_many(model, options, team)
     work = Work(model, options, state)
     for iteration in range(work.finished, options.iterations):
-        before, total, count = work.snapshot(), 0.0, 0
+        work.begin()
+        total, count = 0.0, 0
         terms = regularizers(iteration) if callable(regularizers) else regularizers
         for tilt in torch.randperm(len(model.positions), generator=work.generator).tolist():
             visit = _visit(model, read, loss, options, terms, work, iteration, tilt, team)
@@ -96,13 +99,13 @@ def reconstruct(
             for probe in model.probes:
                 probe.data.copy_(orthogonalise(probe.data))
         work.finished, extras = iteration + 1, {"step": work.scale(iteration)}
-        if before is None and not math.isfinite(total):
+        if work.before is None and not math.isfinite(total):
             raise WrongNumbers(
                 f"plain gradient descent diverged in pass {iteration + 1}; "
                 "shorten the steps of volume and probe, or take the preconditioned solver"
             )
-        if before is not None and work.rose(total / count):
-            work.undo(before)
+        if work.before is not None and work.rose(total / count):
+            work.undo()
             extras["undone"] = 1.0
         # machines of different make round differently
         team.level_(*work.tensors())
@@ -127,12 +130,12 @@ def noise_floor(model: Model, loss: Amplitude | Poisson, sample: int = 16, team:
 
 def _refuse_too_many(model: Model, options: DescentOptions, team: Team) -> None:
     scans = [len(positions) for positions in model.positions]
-    batches = [count // max(1, round(count / options.batch_size)) for count in scans]
+    batches = [count // options.batches(count) for count in scans]
     # a quarter of the positions is what the angles' curvature is measured at
     most = min(*model.volume.shape[1:], *batches, min(scans) // 4)
     if 1 < team.size > most:
         raise UserError(
-            f"{team.size} processes are too many for batches of {options.batch_size} patterns, scans of "
+            f"{team.size} processes are too many for batches of {min(batches)} patterns, scans of "
             f"{min(scans)} positions and a volume of {tuple(model.volume.shape)} voxels; start at most {most}"
         )
 
@@ -145,7 +148,8 @@ def _visit(model, read, loss, options, regularizers, work, iteration, tilt, team
     gradient = torch.zeros_like(positions)
     angle_gradient = torch.zeros(3, dtype=torch.float64, device=positions.device)
     order = torch.randperm(len(positions), generator=work.generator)
-    batches = order.tensor_split(max(1, round(len(order) / options.batch_size)))
+    # in the order of the scan, as they lie on the disk and in the field
+    batches = [some.sort().values for some in order.tensor_split(options.batches(len(order)))]
     total = 0.0
     for number, index in enumerate(batches):
         value, electrons = _gradients(model, read, loss, tilt, index, team)
@@ -159,7 +163,7 @@ def _visit(model, read, loss, options, regularizers, work, iteration, tilt, team
             angle_gradient += model.angles.grad[tilt]
         scale = work.scale(iteration, number / len(batches) / len(model.positions))
         with torch.no_grad():
-            _step_object(model, options, regularizers, work, tilt, electrons, scale, loss.curvature)
+            _step_object(model, options, regularizers, tilt, electrons, scale, loss.curvature)
             _step_probe(model, options, tilt, len(index), scale, loss.curvature)
     team.sum_(gradient, angle_gradient)
     refine_geometry(
@@ -171,16 +175,25 @@ def _visit(model, read, loss, options, regularizers, work, iteration, tilt, team
 def _gradients(model, read, loss, tilt, index, team) -> tuple[float, float]:
     """Loss and electrons of a batch, and its gradients in the model.
 
-    Every process of a team computes its share; those of positions and angles are left to be summed, for
-    they are not needed before the end of the visit.
+    The volume is turned once for the batch, however many parts its patterns are read in. Every process of
+    a team computes its share; the gradients of positions and angles are left to be summed, for they are not
+    needed before the end of the visit.
     """
     model.zero_grad(set_to_none=True)
-    mine = index[team.share(len(index))]
-    measured = read(tilt, mine)
-    value = model(tilt, mine.to(model.volume.device), measured, loss, team)
-    if value.requires_grad:  # early on a schedule may hold everything
-        value.backward()
-    sums = torch.stack([value.detach(), measured.sum()]).double()
+    turned = model.phase(tilt, team)
+    slices = tuple(None if s is None else s.detach().requires_grad_(s.requires_grad) for s in turned)
+    sums = torch.zeros(2, dtype=torch.float64, device=model.volume.device)
+    part = max(1, READ_BYTES // (4 * model.probes[tilt][0].numel()))
+    for mine in index[team.share(len(index))].split(part):
+        measured = read(tilt, mine)
+        value = model(tilt, mine.to(sums.device), measured, loss, slices)
+        if value.requires_grad:  # early on a schedule may hold everything
+            value.backward()
+        sums += torch.stack([value.detach(), measured.sum()])
+    pairs = [(s, leaf.grad) for s, leaf in zip(turned, slices, strict=True) if leaf is not None]
+    pairs = [(s, gradient) for s, gradient in pairs if gradient is not None]
+    if pairs:
+        torch.autograd.backward(*zip(*pairs, strict=True))
     team.sum_(sums)
     if model.probes[tilt].grad is not None:
         team.sum_(model.probes[tilt].grad)
@@ -201,21 +214,19 @@ def _mark_moving(model, options, iteration, tilt, moves_angles):
         model.angles.requires_grad_(True)
 
 
-def _step_object(model, options, regularizers, work, tilt, electrons, scale, curvature):
+def _step_object(model, options, regularizers, tilt, electrons, scale, curvature):
     if model.volume.grad is None:
         return
     fluence = electrons / area_pixels(model, tilt)
     step, bound = options.volume.step * scale, model.lipschitz(fluence) * curvature / 2
-    pairs = [(model.volume, work.momentum)]
-    if model.absorption is not None:
-        pairs.append((model.absorption, work.momentum_absorption))
-    for parameter, momentum in pairs:
+    for parameter in (model.volume, model.absorption):
+        if parameter is None:
+            continue
         if options.solver == "sgd":
             parameter.data.sub_(parameter.grad, alpha=step)
         else:
             gradient = regularize_gradient(_along_beam(regularizers, model, tilt), parameter.grad)
-            momentum.mul_(options.momentum).add_(gradient, alpha=(1 - options.momentum) / bound)
-            parameter.data.sub_(momentum, alpha=step)
+            parameter.data.sub_(gradient, alpha=step / bound)
     _regularize_object(model, [r for r in regularizers if isinstance(r, Proximal)], step)
 
 

@@ -34,16 +34,17 @@ class DescentOptions:
     ----------
     iterations : int
         Passes over the data.
-    batch_size : int
-        Patterns per volume step.
+    batch_size : int, optional
+        Patterns per volume step; None takes one step for all patterns of a tilt.
     solver : {"preconditioned", "sgd"}
-        Steps scaled by curvature with momentum, or the paper's plain gradient descent with
+        Steps scaled by curvature and momentum, or the paper's plain gradient descent with
         ``volume.step`` and ``probe.step`` used as they are.
     volume, probe, positions, affine, poses : Schedule
         ``affine`` moves all positions of a tilt together (shift and linear distortion), ``positions``
         each by itself, ``poses`` the three angles.
     momentum : float
-        Of the volume.
+        Share of a pass's change of the volume by which it goes on before the next, from the third on (as
+        the extrapolation of Nesterov's method); below 1.
     final_step : float
         Volume and probe steps fall to this share of their start along a half cosine.
     prior_angstrom : float
@@ -55,7 +56,7 @@ class DescentOptions:
     """
 
     iterations: int = 30
-    batch_size: int = 128
+    batch_size: int | None = 128
     solver: str = "preconditioned"
     volume: Schedule = field(default_factory=lambda: Schedule(1.0))
     probe: Schedule = field(default_factory=lambda: Schedule(0.5, start=1))
@@ -67,3 +68,7 @@ class DescentOptions:
     prior_angstrom: float = 0.1
     curvature_every: int = 4
     seed: int = 0
+
+    def batches(self, patterns: int) -> int:
+        """How many steps a visit to a tilt of so many patterns takes."""
+        return 1 if self.batch_size is None else max(1, round(patterns / self.batch_size))

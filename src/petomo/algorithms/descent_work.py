@@ -1,4 +1,4 @@
-"""What the minibatch solver keeps beside its model: momentum, curvatures, random numbers, and its caution."""
+"""What the minibatch solver keeps beside its model: where a pass began, curvatures, randomness, caution."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from petomo.models.ptycho_tomography import PtychoTomography
 from petomo.models.ptychography import Ptychography
 
 Model = Ptychography | PtychoTomography
+OBJECT = {"volume", "absorption"}
 
 
 class Work:
@@ -30,10 +31,7 @@ class Work:
     def __init__(self, model: Model, options: DescentOptions, state: dict | None):
         self.model, self.options = model, options
         self.generator = torch.Generator().manual_seed(options.seed)
-        self.momentum = torch.zeros_like(model.volume.data)
-        self.momentum_absorption = (
-            None if model.absorption is None else torch.zeros_like(model.absorption.data)
-        )
+        self.before: dict[str, Tensor] | None = None  # all that moves, where the last pass began
         self.curvature: dict[str, Tensor] = {}
         self.finished, self.caution, self.last = 0, 1.0, math.inf
         if state is not None:
@@ -46,9 +44,22 @@ class Work:
         low, x = self.options.final_step, (iteration + part) / self.options.iterations
         return self.caution * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, x))))
 
-    def snapshot(self) -> list[Tensor] | None:
-        """Copies of all that `undo` brings back; None for plain descent, which is left to itself."""
-        return None if self.options.solver == "sgd" else [t.clone() for t in self._moving()]
+    def begin(self):
+        """Remember all that moves, and let the volume go on by a share of what the last pass changed.
+
+        What no tilt sees is filled by the regularisers alone, in one direction for many passes; what the
+        tilts do see, the next pass corrects. Plain descent is left to itself.
+        """
+        if self.options.solver == "sgd":
+            return
+        self.model.zero_grad(set_to_none=True)  # that of the last batch would stand beside the copies
+        earlier, self.before = self.before, {k: v.clone() for k, v in self.model.state_dict().items()}
+        # the change of the first pass is the whole volume
+        if earlier is None or self.finished < 2 or not self.options.volume.active(self.finished):
+            return
+        for name in OBJECT & earlier.keys():
+            back = earlier[name].sub_(self.before[name])
+            self.model.get_parameter(name).data.sub_(back, alpha=self.options.momentum)
 
     def expect(self, loss: float):
         """Take the first loss of a run for a mark, with room to spare."""
@@ -62,22 +73,16 @@ class Work:
         self.last = math.inf if worse else loss
         return worse
 
-    def undo(self, before: list[Tensor]):
-        """Back to a snapshot, without momentum, with half the step."""
-        for tensor, kept in zip(self._moving(), before, strict=True):
-            tensor.copy_(kept)
-        for momentum in (self.momentum, self.momentum_absorption):
-            if momentum is not None:
-                momentum.zero_()
-        self.caution /= 2
-
-    def _moving(self) -> list[Tensor]:
-        return list(self.model.state_dict().values())
+    def undo(self):
+        """Back to where the pass began, with half the step, and without momentum for the next."""
+        assert self.before is not None  # plain descent is never undone
+        for name, tensor in self.model.state_dict().items():
+            tensor.copy_(self.before[name])
+        self.before, self.caution = None, self.caution / 2
 
     def tensors(self) -> list[Tensor]:
         """All that the next pass starts from."""
-        absorption = () if self.momentum_absorption is None else (self.momentum_absorption,)
-        return [*self._moving(), self.momentum, *absorption]
+        return list(self.model.state_dict().values())
 
     def state(self) -> dict:
         """What to resume from; the tensors are those the solver goes on with."""
@@ -86,20 +91,18 @@ class Work:
             "caution": self.caution,
             "last": self.last,
             "model": dict(self.model.state_dict()),
-            "momentum": self.momentum,
             "generator": self.generator.get_state(),
             "curvature": dict(self.curvature),
         }
-        if self.momentum_absorption is not None:
-            out["momentum_absorption"] = self.momentum_absorption
+        if self.before is not None and self.options.momentum:
+            out["before"] = {name: self.before[name] for name in OBJECT & self.before.keys()}
         return out
 
     def _load(self, state: dict):
         self.model.load_state_dict({k: torch.as_tensor(v) for k, v in state["model"].items()})
-        device = self.momentum.device
-        self.momentum.copy_(torch.as_tensor(state["momentum"]))
-        if self.momentum_absorption is not None:
-            self.momentum_absorption.copy_(torch.as_tensor(state["momentum_absorption"]))
+        device = self.model.volume.device
+        if "before" in state:
+            self.before = {k: torch.as_tensor(v).to(device) for k, v in state["before"].items()}
         self.generator.set_state(torch.as_tensor(state["generator"]))
         self.finished, self.caution, self.last = (state[k] for k in ("finished", "caution", "last"))
         self.curvature = {k: torch.as_tensor(v).to(device) for k, v in state["curvature"].items()}

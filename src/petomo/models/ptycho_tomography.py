@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from petomo.core.electron import interaction_constant
 from petomo.core.parallel import ALONE, Team
 from petomo.core.pose import Poses
-from petomo.physics.multislice import Loss, MultisliceOptics, diffract, multislice_loss
+from petomo.physics.multislice import Loss, MultisliceOptics, Slices, diffract, multislice_loss
 from petomo.physics.resample import Interpolation, SliceGeometry, rotate_and_bin
 
 
@@ -108,8 +108,12 @@ class PtychoTomography(nn.Module):
         phi, theta, psi = self.angles.unbind(-1)
         return Poses(phi, theta, psi, self.tau).detach()
 
-    def phase(self, tilt: int, team: Team = ALONE) -> tuple[Tensor, Tensor | None]:
-        """``sigma B_b A_Theta V`` and, if modelled, the absorption, both ``(slice, y, x)`` in radian."""
+    def phase(self, tilt: int, team: Team = ALONE) -> Slices:
+        """``sigma B_b A_Theta V`` and, if modelled, the absorption, both ``(slice, y, x)`` in radian.
+
+        Each process of a team goes on with patterns of its own: the gradients of the volume and of the
+        absorption are then those of all patterns.
+        """
         geometry, origin = self.geometry, torch.zeros(2, dtype=torch.float64, device=self.tau.device)
         phi, theta, psi = self.angles[tilt]
         args = (phi, theta, psi, origin, geometry.slices, geometry.interpolation, team)
@@ -121,13 +125,14 @@ class PtychoTomography(nn.Module):
         shifted = self.positions[tilt][index] - self.tau[tilt].to(self.positions[tilt].dtype)
         return shifted / self.pixel_size
 
-    def forward(self, tilt: int, index: Tensor, measured: Tensor, loss: Loss, team: Team = ALONE) -> Tensor:
+    def forward(
+        self, tilt: int, index: Tensor, measured: Tensor, loss: Loss, slices: Slices | None = None
+    ) -> Tensor:
         """Loss summed over the patterns ``index`` of one tilt; ``measured`` in FFT order.
 
-        Each process of a team comes with patterns of its own: the gradients of the volume and of the
-        absorption are then those of all patterns, the others have still to be summed.
+        ``slices`` is what `phase` gave.
         """
-        phase, absorption = self.phase(tilt, team)
+        phase, absorption = slices or self.phase(tilt)
         return multislice_loss(
             phase,
             absorption,
@@ -139,7 +144,7 @@ class PtychoTomography(nn.Module):
         )
 
     @torch.no_grad()
-    def predict(self, tilt: int, index: Tensor, slices: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
+    def predict(self, tilt: int, index: Tensor, slices: Slices | None = None) -> Tensor:
         """Model intensities ``(k, ky, kx)`` in FFT order, electrons; ``slices`` is what `phase` gave."""
         phase, absorption = slices or self.phase(tilt)
         return diffract(phase, absorption, self.probes[tilt], self.pixels(tilt, index), self.geometry.optics)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from petomo.core.parallel import ALONE, Team
-from petomo.physics.multislice import Loss, MultisliceOptics, diffract, multislice_loss
+from petomo.physics.multislice import Loss, MultisliceOptics, Slices, diffract, multislice_loss
 
 
 class Ptychography(nn.Module):
@@ -51,7 +51,7 @@ class Ptychography(nn.Module):
         """Bound on the curvature of the amplitude loss in the object for this many electrons a pixel."""
         return 2 * fluence * len(self.volume)
 
-    def phase(self, _tilt: int, team: Team = ALONE) -> tuple[Tensor, Tensor | None]:
+    def phase(self, _tilt: int, team: Team = ALONE) -> Slices:
         """Phase and, if modelled, absorption of every slice, ``(slice, y, x)`` in radian."""
         return team.shared(self.volume), None if self.absorption is None else team.shared(self.absorption)
 
@@ -59,18 +59,20 @@ class Ptychography(nn.Module):
         """Probe positions in pixels."""
         return self.positions[tilt][index] / self.pixel_size
 
-    def forward(self, tilt: int, index: Tensor, measured: Tensor, loss: Loss, team: Team = ALONE) -> Tensor:
+    def forward(
+        self, tilt: int, index: Tensor, measured: Tensor, loss: Loss, slices: Slices | None = None
+    ) -> Tensor:
         """Loss summed over the patterns ``index``; ``measured`` in FFT order, ``tilt`` is 0.
 
-        For a team see `PtychoTomography.forward`.
+        ``slices`` is what `phase` gave.
         """
-        phase, absorption = self.phase(tilt, team)
+        phase, absorption = slices or self.phase(tilt)
         return multislice_loss(
             phase, absorption, self.probes[tilt], self.pixels(tilt, index), measured, self.optics, loss
         )
 
     @torch.no_grad()
-    def predict(self, tilt: int, index: Tensor, slices: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
+    def predict(self, tilt: int, index: Tensor, slices: Slices | None = None) -> Tensor:
         """Model intensities ``(k, ky, kx)`` in FFT order, electrons; ``slices`` is what `phase` gave."""
         phase, absorption = slices or self.phase(tilt)
         return diffract(phase, absorption, self.probes[tilt], self.pixels(tilt, index), self.optics)

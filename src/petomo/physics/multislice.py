@@ -26,6 +26,8 @@ from petomo.physics.propagation import fresnel
 
 #: ``loss(intensity, measured) -> (value per pattern, d value / d intensity)``, over ``(k, ky, kx)``.
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+#: Phase and, if modelled, absorption, both ``(slice, y, x)`` in radian.
+Slices = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,9 @@ class PtychographySettings(Section):
     )
     iterations: PositiveInt = Field(default=20, description="passes over a tilt's patterns")
     batch_size: PositiveInt = Field(default=64, description="patterns per step")
+    momentum: NonNegativeFloat = Field(
+        default=0.5, lt=1, description="share of a pass's change by which the object goes on before the next"
+    )
     loss: Loss = Field(default="amplitude", description="amplitude (paper Eq. 16) or Poisson likelihood")
     sparsity: NonNegativeFloat = Field(
         default=0.0, description="L1 of the phase, in radian per full step; 0 for none"
@@ -143,8 +146,11 @@ class AlignmentSettings(Section):
 class EndToEndSettings(Section):
     """Step 3: one volume against all diffraction patterns (paper, Algorithm 3)."""
 
-    iterations: PositiveInt = Field(default=16, description="passes over all patterns of all tilts")
-    batch_size: PositiveInt = Field(default=128, description="patterns per step")
+    iterations: PositiveInt = Field(default=20, description="passes over all patterns of all tilts")
+    batch_size: PositiveInt | None = Field(
+        default=None,
+        description="patterns per step; null = all of a tilt, which turns the volume least often",
+    )
     slices: PositiveInt | None = Field(
         default=None, description="slices the volume is binned to; null = from the depth of field"
     )
@@ -159,20 +165,22 @@ class EndToEndSettings(Section):
         default="spline", description="how the volume is rotated; see docs/studies/interpolators.md"
     )
     absorption: bool = Field(default=False, description="true = complex potential")
-    momentum: NonNegativeFloat = Field(default=0.9, lt=1, description="of the volume's steps")
-    volume: Schedule = Field(default=Schedule(step_size=3.0), description="the potential")
+    momentum: NonNegativeFloat = Field(
+        default=0.95, lt=1, description="share of a pass's change by which the volume goes on before the next"
+    )
+    volume: Schedule = Field(default=Schedule(step_size=2.0), description="the potential")
     probe: Schedule = Field(default=Schedule(step_size=0.5, start=1), description="the probe's modes")
     positions: Schedule = Field(
         default=Schedule(step_size=0.0, start=8), description="single scan positions; try step_size 0.5"
     )
     affine: Schedule = Field(
-        default=Schedule(step_size=0.7, start=8), description="shift and affine map of every tilt's scan"
+        default=Schedule(step_size=0.7, start=12), description="shift and affine map of every tilt's scan"
     )
     poses: Schedule = Field(
         default=Schedule(step_size=0.0, start=8), description="the angles of every tilt; try step_size 0.7"
     )
     regularizers: list[RegularizerSettings] = Field(
-        default=[L1Real(type="l1_real", weight=0.3), NonNegative(type="nonnegative")],
+        default=[L1Real(type="l1_real", weight=0.4), NonNegative(type="nonnegative")],
         description="applied in this order",
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from petomo.algorithms.descent import READ_BYTES
 from petomo.core.dataset import TiltSeries
 from petomo.core.electron import defocus_in_words, mrad_to_inverse_angstrom, wavelength
 from petomo.core.errors import UserError
@@ -135,7 +136,7 @@ def _memory(series: TiltSeries, config: Config, grids: Grids) -> int:
     field, window = math.prod(grids.field), grids.window.shape
     counts = sum(len(tilt) for tilt in series) * math.prod(window) * 4
     if counts > CACHE_BYTES:
-        counts = config.end_to_end.batch_size * math.prod(window) * 4
+        counts = READ_BYTES
     modes = config.ptychography.probe_modes
     chunk = default_chunk(window, modes) * modes * math.prod(window)
     waves = 2 * number * (chunk * (slices + 4) + 3 * slices * field) * torch.get_num_threads()

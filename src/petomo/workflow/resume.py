@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -43,7 +44,7 @@ def changed_key(old: Config, new: Config, sections: Sequence[str], exempt: str =
     for key in [*b, *(key for key in a if key not in b)]:
         inside = any(key == section or key.startswith(f"{section}.") for section in sections)
         if inside and key != exempt and a.get(key) != b.get(key):
-            return f"{key} was {a.get(key)!r} and is now {b.get(key)!r}"
+            return f"{key} was {json.dumps(a.get(key))} and is now {json.dumps(b.get(key))}"  # as in YAML
     return None
 
 

@@ -84,7 +84,6 @@ def descent_options(context: RunContext) -> DescentOptions:
         solver=settings.solver,
         volume=to_schedule(settings.volume),
         poses=to_schedule(settings.poses),
-        momentum=settings.momentum,
         seed=context.config.compute.seed,
     )
 

@@ -32,7 +32,8 @@ def to_schedule(settings: settings_module.Schedule) -> Schedule:
 def common_options(settings: settings_module.PtychographySettings | settings_module.EndToEndSettings) -> dict:
     """Solver options that Algorithms 1 and 3 take alike."""
     schedules = {name: to_schedule(getattr(settings, name)) for name in ("probe", "positions", "affine")}
-    return {"iterations": settings.iterations, "batch_size": settings.batch_size, **schedules}
+    names = ("iterations", "batch_size", "momentum")
+    return {name: getattr(settings, name) for name in names} | schedules
 
 
 def ptychography(context: RunContext) -> None:

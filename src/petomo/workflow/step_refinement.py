@@ -15,6 +15,7 @@ from petomo.algorithms.atom_objective import AtomOptions
 from petomo.algorithms.atom_refinement import Level, refine_atoms, restore
 from petomo.algorithms.site_review import Candidates
 from petomo.core.least_squares import least_squares
+from petomo.core.pose import Poses, fit_gauge
 from petomo.io.artefacts import (
     read_atoms,
     read_poses,
@@ -152,19 +153,35 @@ def distortions(positions: list[Tensor], nominal: list[Tensor]) -> tuple[Tensor,
     return linear * scale - torch.eye(2, dtype=torch.float64), scale
 
 
+def _back_to(context: RunContext, poses: Poses, positions: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The rigid motion that brings the specimen back to where it lies in the volume.
+
+    Patterns do not tell where it is; the atoms and all poses drift together, by some tenths of an angstrom.
+    """
+    folder = context.inputs(STAGE)
+    begun, scans = read_poses(folder / "poses.json")[0], read_positions(folder / "positions.h5")[0]
+    centred = [
+        one.replace(tau=one.tau - torch.stack([p.double().mean(0) for p in of]))
+        for one, of in ((poses, positions), (begun, scans))
+    ]
+    return fit_gauge(*centred)
+
+
 def _write(
     context: RunContext, grids: Grids, model: AtomicTomography, probes: list[ProbeModel], errors: Tensor
 ) -> None:
     folder, series = context.folder, context.series
-    sites = model.current_sites()
-    atoms = Atoms([chemical_symbols[z] for z in sites.numbers], positions=sites.positions.numpy())
+    sites, positions = model.current_sites(), [model.positions(t) for t in range(len(series))]
+    rotation, shift = _back_to(context, model.poses, positions)
+    moved = sites.positions.numpy() @ rotation.numpy().T + shift.numpy()
+    atoms = Atoms([chemical_symbols[z] for z in sites.numbers], positions=moved)
     atoms.set_array("occupancy", sites.occupancy.numpy())
     atoms.set_array("mean_square_displacement", sites.variance.numpy())
     atoms.set_array("position_error", np.asarray(errors))
     write_atoms(folder / "atoms.xyz", atoms)
-    write_poses(folder / "poses.json", model.poses, [t.name for t in series])
+    write_poses(folder / "poses.json", model.poses.regauged(rotation, shift), [t.name for t in series])
     _, initial = read_positions(context.inputs(STAGE) / "positions.h5")
-    write_positions(folder / "positions.h5", [model.positions(t) for t in range(len(series))], initial)
+    write_positions(folder / "positions.h5", positions, initial)
     energy, dtype = series[0].energy_ev, complex_dtype(context.config)
     modes = [orthogonalise(p.ensemble(grids.window, energy, _FINE)).to(dtype) for p in probes]
     defocus = [-p.aberrations["C10"] for p in probes]

@@ -24,10 +24,11 @@ RECIPROCAL = 1 / (SIZE * PIXEL)
 
 
 class Job(NamedTuple):
-    """Passes over the data, and a factor on the learning rates of programs that have them."""
+    """Passes over the data, a factor on the learning rates of programs that have them, petomo's momentum."""
 
     iterations: int = 5
     rate: float = 1.0
+    momentum: float = 0.5
 
 
 class Log:
@@ -83,6 +84,7 @@ def run_petomo(patterns: np.ndarray, job: Job, positions: bool = False) -> Log:
         job.iterations,
         BATCH,
         volume=Schedule(1.5),
+        momentum=job.momentum,
         probe=Schedule(0.5),
         positions=move,
         affine=move,
@@ -328,8 +330,10 @@ def main() -> None:
     parser.add_argument("program", choices=PROGRAMS)
     parser.add_argument("--iterations", type=int, default=Job().iterations)
     parser.add_argument("--rate", type=float, default=Job().rate)
+    parser.add_argument("--momentum", type=float, default=Job().momentum)
     args = parser.parse_args()
-    PROGRAMS[args.program](np.load("patterns.npy"), Job(args.iterations, args.rate)).write(Path("log.npz"))
+    job = Job(args.iterations, args.rate, args.momentum)
+    PROGRAMS[args.program](np.load("patterns.npy"), job).write(Path("log.npz"))
 
 
 if __name__ == "__main__":

@@ -75,18 +75,18 @@ lines, gradient and transmission in one loop (half as fast again), and real in p
 
 Forward and gradient, {slices} slices, phi 0.5, theta 25 and psi 0.7 degrees where named. The reference is one
 trilinear 3D `grid_sample`; petomo's own is a cubic B-spline, which blurs far less
-([interpolators](interpolators.md)). Aim: at most 5 % of a batch of {batch} patterns, 1/30 of `grid_sample`.
+([interpolators](interpolators.md)). Aim: at most 5 % of what the patterns of a tilt take, as the volume is
+turned once for all of them, and 1/30 of `grid_sample`.
 
 {rotation}
 
-Neither is reached. By theta alone it is a matrix of five weights a voxel and the prefilter's four sweeps, and
+By theta alone it is a matrix of five weights a voxel and the prefilter's four sweeps, and
 what goes through the caches is what it costs: the same compiled, sixteen rows of y at a time with all sweeps
 in the cache, took 22 ms for torch's 23 and was dropped. A small phi costs nothing of its own: with
 `Rz Ry Rx = Rz' Rx' Ry'` theta acts first, and phi shifts whole slices along y by their height, which the
 shears for psi do by the way. What moves along the beam by phi times y stays in its slice; where that is more
 than a 24th of a slice, the whole volume is turned as before (84 and 99 ms here). Making the matrices of a new
-theta is not in these figures; it takes about as long as two turns by theta, once a visit. A volume of the
-paper's size asks for larger batches: its turn costs as much as some hundred patterns, and a tilt has 48,400.
+theta is not in these figures; it takes about as long as two turns by theta, once a visit.
 
 ## Other packages
 
@@ -97,6 +97,14 @@ timed. (PtyRAD ran under Python 3.11, the quotes of one string in its plots chan
 {peers}
 
 {absent}
+
+Processor time until the phase, summed over the slices, is as near to the truth as each program comes in
+{long} iterations, with the best of six learning rates (a factor on those above) where it has such: its error
+as a share of the truth's own rms, over the inner scanned field, with shift, constant and ramp left free; no
+noise in the patterns. Aim: at most a quarter of the time. petomo takes the best of runs of {lengths}
+iterations and of a momentum of {momenta}.
+
+{errors}
 
 ## Reproduce
 
@@ -124,9 +132,12 @@ def main() -> None:
         machine=pass_vs_fft.machine(),
         passes=pass_table(args.rounds),
         slices=pass_vs_fft.SLICES,
-        batch=rotation.BATCH,
         rotation=rotation.table(args.rounds, paper=True),
         peers=peers.table(best),
+        long=peers.LONG,
+        lengths=", ".join(map(str, peers.LENGTHS)),
+        momenta=" or ".join(map(str, peers.MOMENTA)),
+        errors=peers.equal_error(pythons),
         absent=f"Not measured here: {', '.join(absent)}." if absent else "All four could be measured.",
         command=f"python benchmarks/speed.py --write docs/studies/speed.md{options}",
     )

@@ -55,19 +55,15 @@ def te_carbon(quick: bool) -> dict[str, Any]:
 
 
 def settings(quick: bool, factor: int) -> dict[str, Any]:
-    """Settings at a sub-sampling; dense scans have more steps in a pass, and so need fewer passes."""
+    """Settings at a sub-sampling; dense scans have more steps in a pass of Algorithm 1, and need fewer."""
     atoms = {"elements": ["Te", "C"], "min_distance_angstrom": 1.2}
-    dense: dict[str, Any] = {
-        "ptychography": {"iterations": 8, "positions": {"step_size": 0.5, "start": 3}},
-        "end_to_end": {"iterations": 8, "batch_size": 128, "affine": {"step_size": 0.7, "start": 3}},
-    }
-    sparse: dict[str, Any] = {"end_to_end": {"batch_size": 64}}
+    dense = {"ptychography": {"iterations": 8, "positions": {"step_size": 0.5, "start": 3}}}
     common = {
         "volume": {"thickness_angstrom": 20 if quick else 28},
         "analysis": {"fsc": {"half_sets": True}, "atoms": atoms},
         "compute": {"threads": 1},
     }
-    return common | (dense if factor < 4 else sparse)
+    return common | (dense if factor < 4 else {})
 
 
 def runs(quick: bool, work: Path, so_far: bool) -> tuple[dict[int, Any], Path, dict[str, Any]]:

@@ -51,7 +51,6 @@ def core_shell_settings(quick: bool) -> dict[str, Any]:
     """Settings for the series of `core_shell`; nothing but its size differs from the defaults."""
     return {
         "volume": {"thickness_angstrom": 18 if quick else 35},
-        "end_to_end": {"batch_size": 64 if quick else 128},
         "analysis": {"atoms": {"elements": ["Pt", "Al", "O"]}},
         "compute": {"threads": 1},
     }

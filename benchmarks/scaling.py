@@ -51,20 +51,20 @@ def options(settings: argparse.Namespace, angles: bool) -> DescentOptions:
 
 
 def series(settings: argparse.Namespace, angles: tuple[float, float]) -> tuple[PtychoTomography, list]:
-    """Two tilts with the given phi and psi, and patterns of noise: the time does not depend on them."""
+    """Tilts with the given phi and psi, and patterns of noise: the time does not depend on them."""
     torch.manual_seed(0)
     shape, grid = tuple(settings.volume), Grid((WINDOW, WINDOW), VOXEL)
     thickness = shape[0] * VOXEL / SLICES
     optics = MultisliceOptics(grid, 3e5, thickness)
     geometry = TomographyGeometry(SliceGeometry(SLICES, thickness, shape[1:], VOXEL), optics)
     probe = hermite_modes(make_probe(grid, 3e5, 20.0, {"C10": -100.0}, 1e4), MODES, grid).to(torch.complex64)
-    theta = torch.tensor([-0.4, 0.5], dtype=torch.float64)
+    theta = torch.linspace(-0.4, 0.5, settings.tilts, dtype=torch.float64)
     poses = Poses(torch.full_like(theta, angles[0]), theta, torch.full_like(theta, angles[1]),
-                  torch.zeros(2, 2, dtype=torch.float64))  # fmt: skip
+                  torch.zeros(len(theta), 2, dtype=torch.float64))  # fmt: skip
     step = ((shape[1] - 24) * VOXEL / settings.scan[0], (shape[2] - 24) * VOXEL / settings.scan[1])
-    positions = [scan_positions(tuple(settings.scan), step)] * 2
+    positions = [scan_positions(tuple(settings.scan), step)] * len(theta)
     patterns = [torch.poisson(torch.full((len(p), WINDOW, WINDOW), 1e4 / WINDOW**2)) for p in positions]
-    return PtychoTomography(20 * torch.rand(shape), poses, [probe] * 2, positions, geometry), patterns
+    return PtychoTomography(20 * torch.rand(shape), poses, [probe] * len(theta), positions, geometry), patterns
 
 
 def end_to_end(settings: argparse.Namespace, team: Team, angles: tuple[float, float], turned: bool):
@@ -134,10 +134,9 @@ def work(settings: argparse.Namespace) -> None:
         if team.main:
             voxels = " x ".join(map(str, settings.volume))
             scan = " x ".join(map(str, settings.scan))
-            print(f"{team.size} processes on {os.cpu_count()} cpus; volume {voxels}, 2 tilts of {scan},")
-            print(
-                f"{WINDOW} x {WINDOW} pixels, {SLICES} slices, {MODES} modes, batches of {settings.batch}.\n"
-            )
+            print(f"{team.size} processes on {os.cpu_count()} cpus; volume {voxels}, {settings.tilts} tilts of {scan},")
+            steps = f"batches of {settings.batch}" if settings.batch else "one step a tilt"
+            print(f"{WINDOW} x {WINDOW} pixels, {SLICES} slices, {MODES} modes, {steps}.\n")
             print("| pass | one: s | all: s | faster | one: core-s | busiest: core-s | faster | load |")
             print("|---|---:|---:|---:|---:|---:|---:|---:|")
         for name, make in CASES.items():
@@ -166,8 +165,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--volume", type=int, nargs=3, default=(108, 110, 140))
-    parser.add_argument("--scan", type=int, nargs=2, default=(16, 24))
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--scan", type=int, nargs=2, default=(18, 24))
+    parser.add_argument("--tilts", type=int, default=6, help="of the end-to-end passes")
+    parser.add_argument("--batch", type=int, help="patterns a step; without it all of a tilt, as by default")
     parser.add_argument("--curvature-every", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     settings = parser.parse_args()

@@ -23,7 +23,7 @@ from petomo.analysis.resolution import radial_power_spectrum
 from petomo.io.artefacts import read_atoms
 from petomo.io.volumes import read_mrc
 
-L1 = {"type": "l1_real", "weight": 0.3}
+L1 = {"type": "l1_real", "weight": 0.4}
 NONNEGATIVE = {"type": "nonnegative"}
 DEFAULTS = [L1, NONNEGATIVE]
 STILL = {"step_size": 0.0}
@@ -52,9 +52,11 @@ ROWS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("slices", "8", "end_to_end", _end_to_end(slices=8)),
     ("L1, sign", "no L1", "end_to_end", _regularizers(NONNEGATIVE)),
     ("L1, sign", "L1 three times as strong", "end_to_end",
-     _regularizers({"type": "l1_real", "weight": 0.9}, NONNEGATIVE)),
+     _regularizers({"type": "l1_real", "weight": 1.2}, NONNEGATIVE)),
     ("L1, sign", "negative values allowed", "end_to_end", _regularizers(L1)),
     ("L1, sign", "neither L1 nor sign", "end_to_end", _regularizers()),
+    ("momentum", "none", "end_to_end", _end_to_end(momentum=0)),
+    ("steps", "64 patterns each", "end_to_end", _end_to_end(batch_size=64)),
     ("modes", "1", "ptychography", {"ptychography": {"probe_modes": 1}}),
     ("modes", "2", "ptychography", {"ptychography": {"probe_modes": 2}}),
     ("probe", "not refined end-to-end", "end_to_end", _end_to_end(probe=STILL)),

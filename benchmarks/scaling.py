@@ -64,7 +64,8 @@ def series(settings: argparse.Namespace, angles: tuple[float, float]) -> tuple[P
     step = ((shape[1] - 24) * VOXEL / settings.scan[0], (shape[2] - 24) * VOXEL / settings.scan[1])
     positions = [scan_positions(tuple(settings.scan), step)] * len(theta)
     patterns = [torch.poisson(torch.full((len(p), WINDOW, WINDOW), 1e4 / WINDOW**2)) for p in positions]
-    return PtychoTomography(20 * torch.rand(shape), poses, [probe] * len(theta), positions, geometry), patterns
+    probes = [probe] * len(theta)
+    return PtychoTomography(20 * torch.rand(shape), poses, probes, positions, geometry), patterns
 
 
 def end_to_end(settings: argparse.Namespace, team: Team, angles: tuple[float, float], turned: bool):
@@ -134,7 +135,8 @@ def work(settings: argparse.Namespace) -> None:
         if team.main:
             voxels = " x ".join(map(str, settings.volume))
             scan = " x ".join(map(str, settings.scan))
-            print(f"{team.size} processes on {os.cpu_count()} cpus; volume {voxels}, {settings.tilts} tilts of {scan},")
+            tilts = f"{settings.tilts} tilts of {scan}"
+            print(f"{team.size} processes on {os.cpu_count()} cpus; volume {voxels}, {tilts},")
             steps = f"batches of {settings.batch}" if settings.batch else "one step a tilt"
             print(f"{WINDOW} x {WINDOW} pixels, {SLICES} slices, {MODES} modes, {steps}.\n")
             print("| pass | one: s | all: s | faster | one: core-s | busiest: core-s | faster | load |")

@@ -179,7 +179,10 @@ def _write(
     atoms.set_array("mean_square_displacement", sites.variance.numpy())
     atoms.set_array("position_error", np.asarray(errors))
     write_atoms(folder / "atoms.xyz", atoms)
-    write_poses(folder / "poses.json", model.poses.regauged(rotation, shift), [t.name for t in series])
+    poses = model.poses.regauged(rotation, shift)
+    # last bits of small decompositions hang on their place in memory; a resumed run is to be the same
+    poses = Poses(*(v.round(decimals=9) for v in (poses.phi, poses.theta, poses.psi, poses.tau)))
+    write_poses(folder / "poses.json", poses, [t.name for t in series])
     _, initial = read_positions(context.inputs(STAGE) / "positions.h5")
     write_positions(folder / "positions.h5", positions, initial)
     energy, dtype = series[0].energy_ev, complex_dtype(context.config)

@@ -217,8 +217,7 @@ def gauge(run: Path, data: Path) -> RigidMotion:
         )
     found, _ = read_poses(run / "poses.json")
     refined, _ = read_positions(run / "positions.h5")
-    found = found.replace(tau=found.tau - torch.stack([p.double().mean(0) for p in refined]))
-    rotation, shift = fit_gauge(found, Poses(*angles.unbind(-1), tau - scan.mean(1)))
+    rotation, shift = fit_gauge(found.seen_from(refined), Poses(*angles.unbind(-1), tau).seen_from(scan))
     return RigidMotion(rotation.numpy(), shift.numpy())
 
 

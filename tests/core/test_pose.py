@@ -173,3 +173,21 @@ def test_every_tilt_needs_a_shift():
     zero = torch.zeros(3)
     with pytest.raises(ValueError, match="per tilt"):
         Poses(zero, zero, zero, torch.zeros(2, 2))
+
+
+def test_what_drifted_with_its_scans_is_brought_back():
+    """Atoms, poses and scans that drifted together, by turn and shift, are seen as before."""
+    theta = torch.linspace(-0.7, 0.7, 7, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    small = 0.01 * torch.randn(2, 7, generator=generator, dtype=torch.float64)
+    tau = torch.randn(7, 2, generator=generator, dtype=torch.float64)
+    begun = Poses(small[0], theta, small[1], tau)
+    scans = [torch.randn(5, 2, generator=generator, dtype=torch.float64) for _ in theta]
+    rotation = rotation_matrices(*torch.tensor([0.003, -0.002, 0.004], dtype=torch.float64))
+    drifted = begun.regauged(rotation, torch.tensor([0.1, -0.2, 0.15], dtype=torch.float64))
+    # a shift of both scan and specimen is seen by no pattern
+    drifted = drifted.replace(tau=drifted.tau + 0.3)
+    seen = drifted.seen_from([p + 0.3 for p in scans])
+    found = drifted.regauged(*fit_gauge(seen, begun.seen_from(scans)))
+    assert (found.matrices() - begun.matrices()).abs().max() < 1e-9
+    assert (found.tau - 0.3 - begun.tau).abs().max() < 1e-9

@@ -1,9 +1,9 @@
 """The minibatch solver of Algorithms 1 and 3: object, probes, positions and poses from patterns.
 
-Minibatches of scan positions, tilts in random order (Algorithm 1 has one tilt). The object takes
-momentum steps scaled by the known curvature of the model (the electron fluence), probes by theirs (the
-number of patterns), and positions and poses take Gauss-Newton steps at the end of each visit to a
-tilt. The paper's plain gradient descent is the option ``solver="sgd"``.
+All patterns of a tilt at a time or minibatches of them, tilts in random order (Algorithm 1 has one tilt).
+The object takes steps scaled by the known curvature of the model (the electron fluence), with momentum from
+pass to pass, probes by theirs (the number of patterns), and positions and poses take Gauss-Newton steps at
+the end of each visit to a tilt. The paper's plain gradient descent is the option ``solver="sgd"``.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def reconstruct(
             work.undo()
             extras["undone"] = 1.0
         # machines of different make round differently
-        team.level_(*work.tensors())
+        team.level_(*model.state_dict().values())
         yield Status(iteration + 1, total / count, extras, work.state())
 
 

@@ -80,10 +80,6 @@ class Work:
             tensor.copy_(self.before[name])
         self.before, self.caution = None, self.caution / 2
 
-    def tensors(self) -> list[Tensor]:
-        """All that the next pass starts from."""
-        return list(self.model.state_dict().values())
-
     def state(self) -> dict:
         """What to resume from; the tensors are those the solver goes on with."""
         out = {

@@ -170,9 +170,8 @@ def _score_poses(
     phi, theta, psi = torch.from_numpy(known["phi_theta_psi_rad"]).unbind(-1)
     true = Poses(phi, theta, psi, torch.from_numpy(known["tau_xy_angstrom"]))
     if positions is not None:
-        refined = torch.stack([p.double().mean(0) for p in positions[0]])
-        known_mean = torch.from_numpy(known["scan_positions_xy_angstrom"].mean(axis=1))
-        found, true = found.replace(tau=found.tau - refined), true.replace(tau=true.tau - known_mean)
+        scans = torch.from_numpy(known["scan_positions_xy_angstrom"])
+        found, true = found.seen_from(positions[0]), true.seen_from(scans)
     errors = {key: value.numpy() for key, value in pose_errors(found, true).items()}
     degrees = np.rad2deg(errors["angle"])
     rotation, shift = fit_gauge(found, true)

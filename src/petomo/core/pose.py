@@ -8,6 +8,7 @@ theta is the stage tilt about y.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import roma
@@ -74,6 +75,13 @@ class Poses:
         """
         matrices = self.matrices() @ rotation.T
         return Poses.from_matrices(matrices, self.tau - (matrices @ shift)[:, :2])
+
+    def seen_from(self, scans: Iterable[Tensor]) -> Poses:
+        """Copy whose shifts count from the middle of every scan ``(position, 2)``, in angstrom.
+
+        Patterns tell only where the specimen lies in the scan: both may be moved together.
+        """
+        return self.replace(tau=self.tau - torch.stack([scan.double().mean(0) for scan in scans]))
 
     def replace(self, **changes: Tensor) -> Poses:
         """Copy with some fields changed."""

@@ -44,7 +44,8 @@ def changed_key(old: Config, new: Config, sections: Sequence[str], exempt: str =
     for key in [*b, *(key for key in a if key not in b)]:
         inside = any(key == section or key.startswith(f"{section}.") for section in sections)
         if inside and key != exempt and a.get(key) != b.get(key):
-            return f"{key} was {json.dumps(a.get(key))} and is now {json.dumps(b.get(key))}"  # as in YAML
+            was, now = (json.dumps(value.get(key), ensure_ascii=False) for value in (a, b))  # as in YAML
+            return f"{key} was {was} and is now {now}"
     return None
 
 

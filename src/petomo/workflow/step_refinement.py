@@ -153,28 +153,17 @@ def distortions(positions: list[Tensor], nominal: list[Tensor]) -> tuple[Tensor,
     return linear * scale - torch.eye(2, dtype=torch.float64), scale
 
 
-def _back_to(context: RunContext, poses: Poses, positions: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The rigid motion that brings the specimen back to where it lies in the volume.
-
-    Patterns do not tell where it is; the atoms and all poses drift together, by some tenths of an angstrom.
-    """
-    folder = context.inputs(STAGE)
-    begun, scans = read_poses(folder / "poses.json")[0], read_positions(folder / "positions.h5")[0]
-    centred = [
-        one.replace(tau=one.tau - torch.stack([p.double().mean(0) for p in of]))
-        for one, of in ((poses, positions), (begun, scans))
-    ]
-    return fit_gauge(*centred)
-
-
 def _write(
     context: RunContext, grids: Grids, model: AtomicTomography, probes: list[ProbeModel], errors: Tensor
 ) -> None:
     folder, series = context.folder, context.series
     sites, positions = model.current_sites(), [model.positions(t) for t in range(len(series))]
-    rotation, shift = _back_to(context, model.poses, positions)
-    moved = sites.positions.numpy() @ rotation.numpy().T + shift.numpy()
-    atoms = Atoms([chemical_symbols[z] for z in sites.numbers], positions=moved)
+    begun, _ = read_poses(context.inputs(STAGE) / "poses.json")
+    scans, initial = read_positions(context.inputs(STAGE) / "positions.h5")
+    # patterns do not tell where the specimen is: atoms and poses go back to where the volume has it
+    rotation, shift = fit_gauge(model.poses.seen_from(positions), begun.seen_from(scans))
+    moved = sites.positions @ rotation.T + shift
+    atoms = Atoms([chemical_symbols[z] for z in sites.numbers], positions=moved.numpy())
     atoms.set_array("occupancy", sites.occupancy.numpy())
     atoms.set_array("mean_square_displacement", sites.variance.numpy())
     atoms.set_array("position_error", np.asarray(errors))
@@ -183,7 +172,6 @@ def _write(
     # last bits of small decompositions hang on their place in memory; a resumed run is to be the same
     poses = Poses(*(v.round(decimals=9) for v in (poses.phi, poses.theta, poses.psi, poses.tau)))
     write_poses(folder / "poses.json", poses, [t.name for t in series])
-    _, initial = read_positions(context.inputs(STAGE) / "positions.h5")
     write_positions(folder / "positions.h5", positions, initial)
     energy, dtype = series[0].energy_ev, complex_dtype(context.config)
     modes = [orthogonalise(p.ensemble(grids.window, energy, _FINE)).to(dtype) for p in probes]

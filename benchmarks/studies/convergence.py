@@ -28,7 +28,7 @@ from petomo.objectives.regularizers import L1Real, NonNegative
 PASSES, TRIAL = 300, 8
 STEPS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the inverse curvature
 SPARSITY = 0.4  # volt a full step, the default
-LENGTHS = (4, 8, 12, 20, 30)
+LENGTHS = (4, 8, 12, 24)
 Curve = list[dict[str, float]]
 
 

@@ -146,7 +146,7 @@ class AlignmentSettings(Section):
 class EndToEndSettings(Section):
     """Step 3: one volume against all diffraction patterns (paper, Algorithm 3)."""
 
-    iterations: PositiveInt = Field(default=20, description="passes over all patterns of all tilts")
+    iterations: PositiveInt = Field(default=24, description="passes over all patterns of all tilts")
     batch_size: PositiveInt | None = Field(
         default=None,
         description="patterns per step; null = all of a tilt, which turns the volume least often",
@@ -168,7 +168,7 @@ class EndToEndSettings(Section):
     momentum: NonNegativeFloat = Field(
         default=0.95, lt=1, description="share of a pass's change by which the volume goes on before the next"
     )
-    volume: Schedule = Field(default=Schedule(step_size=2.0), description="the potential")
+    volume: Schedule = Field(default=Schedule(step_size=1.5), description="the potential")
     probe: Schedule = Field(default=Schedule(step_size=0.5, start=1), description="the probe's modes")
     positions: Schedule = Field(
         default=Schedule(step_size=0.0, start=8), description="single scan positions; try step_size 0.5"

@@ -11,8 +11,15 @@ from petomo.algorithms.descent import noise_floor, reconstruct
 from petomo.algorithms.descent_options import DescentOptions, Schedule
 from petomo.core.parallel import ALONE, assembled
 from petomo.objectives.losses import Amplitude, Poisson
-from petomo.objectives.regularizers import L1Real, NonNegative
-from ptycho_problems import end_to_end_problem, one_tilt_problem, patterns_of, reader_of
+from petomo.objectives.regularizers import (
+    Butterworth,
+    DepthKernel,
+    L1Real,
+    NonNegative,
+    Support,
+    TotalVariation3D,
+)
+from ptycho_problems import VOXEL, end_to_end_problem, one_tilt_problem, patterns_of, reader_of
 
 EVERYTHING = {
     "volume": Schedule(1.0), "probe": Schedule(0.5), "positions": Schedule(0.5, start=1),
@@ -26,12 +33,30 @@ CASES = {
         DescentOptions(2, 1000, "sgd", Schedule(5.0), Schedule(1e-4)),
         Amplitude(),
     ),
+    "filters": (lambda: end_to_end_problem(), DescentOptions(3, 1000, **EVERYTHING), Amplitude()),
+    "large phi": (lambda: leaning(0.3), DescentOptions(3, 1000, **EVERYTHING), Amplitude()),
     "single": (
         lambda: one_tilt_problem(torch.float32, modes=2),
         DescentOptions(2, 8, poses=Schedule(0.0)),
         Amplitude(),
     ),
 }
+TERMS = {
+    "filters": [
+        DepthKernel(1.0, 0.0, VOXEL),
+        TotalVariation3D(0.002),
+        NonNegative(),
+        Butterworth(1.5, 2, VOXEL),
+    ],
+    "large phi": [Support(torch.arange(15).expand(13, 15).unsqueeze(-1).expand(13, 15, 16) > 1)],
+}
+
+
+def leaning(phi):
+    """Turned by phi so far that whole planes have to be turned."""
+    model = end_to_end_problem()
+    model.angles.data[:, 0] = phi
+    return model
 
 
 def solve(case, team=ALONE):
@@ -41,7 +66,7 @@ def solve(case, team=ALONE):
     generator = torch.Generator().manual_seed(1)
     read = reader_of([torch.poisson(p, generator=generator) for p in patterns_of(model)])
     model.volume.data.mul_(0.3)
-    terms = [L1Real(0.01), NonNegative()]
+    terms = TERMS.get(case, [L1Real(0.01), NonNegative()])
     said = [s.loss for s in reconstruct(model, read, loss, options, terms, None, team)]
     out = {key: value.detach() for key, value in model.state_dict().items()}
     return out | {"losses": torch.tensor([*said, noise_floor(model, loss, 5, team)], dtype=torch.float64)}

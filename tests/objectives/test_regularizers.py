@@ -21,6 +21,7 @@ from petomo.objectives.regularizers import (
     TotalVariation3D,
     regularize_,
     regularize_gradient,
+    separated,
     specimen_support,
 )
 
@@ -123,6 +124,31 @@ def test_about_pulls_towards_its_reference(dtype):
     near = reference + 0.05
     About(reference, L1Real(0.2)).prox_(near, 0.5)
     torch.testing.assert_close(near, reference)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_separable_terms_do_to_a_part_what_they_do_to_the_whole(dtype):
+    about = About(random_volume(seed=8), L1Real(0.3))
+    terms = [L1Imaginary(0.3), L1Real(0.3), NonNegative(), Support(support_mask()), about]
+    part, whole = (slice(None), slice(2, 6)), random_volume(dtype)
+    rows = whole[part].clone()
+    of_rows = separated(terms, part)
+    assert of_rows is not None
+    regularize_(terms, whole, 0.5)
+    regularize_(of_rows, rows, 0.5)
+    torch.testing.assert_close(rows, whole[part], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        TotalVariation3D(0.2, VOXEL),
+        Butterworth(0.6, 2, VOXEL),
+        About(torch.zeros(SHAPE), TotalVariation3D(0.2)),
+    ],
+)
+def test_terms_that_see_neighbours_are_not_separable(term):
+    assert separated([L1Real(0.3), term], (slice(None), slice(2, 6))) is None
 
 
 def test_l1_of_the_imaginary_part_leaves_real_volumes_alone():

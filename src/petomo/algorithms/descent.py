@@ -26,7 +26,14 @@ from petomo.models.ptycho_tomography import PtychoTomography
 from petomo.models.ptychography import Ptychography
 from petomo.objectives.filters import DepthKernel
 from petomo.objectives.losses import Amplitude, Poisson
-from petomo.objectives.regularizers import Filter, Proximal, regularize_, regularize_gradient
+from petomo.objectives.regularizers import (
+    Filter,
+    GradientFilter,
+    Proximal,
+    regularize_,
+    regularize_gradient,
+    separated,
+)
 from petomo.physics.multislice import Loss
 from petomo.physics.probe import orthogonalise
 
@@ -94,6 +101,7 @@ def reconstruct(
             if not math.isfinite(total):
                 break
         if options.volume.active(iteration):
+            _complete(model, team)
             _regularize_object(model, [r for r in terms if isinstance(r, Filter)])
         if options.probe.active(iteration) and math.isfinite(total):
             for probe in model.probes:
@@ -163,9 +171,8 @@ def _visit(model, read, loss, options, regularizers, work, iteration, tilt, team
             angle_gradient += model.angles.grad[tilt]
         scale = work.scale(iteration, number / len(batches) / len(model.positions))
         with torch.no_grad():
-            _step_object(model, options, regularizers, tilt, electrons, scale, loss.curvature)
+            _step_object(model, options, regularizers, tilt, electrons, scale, loss.curvature, team)
             _step_probe(model, options, tilt, len(index), scale, loss.curvature)
-    team.sum_(gradient, angle_gradient)
     refine_geometry(
         model, options, iteration, tilt, work.curvature, loss.curvature, gradient, angle_gradient, team
     )
@@ -176,8 +183,7 @@ def _gradients(model, read, loss, tilt, index, team) -> tuple[float, float]:
     """Loss and electrons of a batch, and its gradients in the model.
 
     The volume is turned once for the batch, however many parts its patterns are read in. Every process of
-    a team computes its share; the gradients of positions and angles are left to be summed, for they are not
-    needed before the end of the visit.
+    a team computes its share, and gets all gradients but that of the rows of the volume that others keep.
     """
     model.zero_grad(set_to_none=True)
     turned = model.phase(tilt, team)
@@ -194,9 +200,8 @@ def _gradients(model, read, loss, tilt, index, team) -> tuple[float, float]:
     pairs = [(s, gradient) for s, gradient in pairs if gradient is not None]
     if pairs:
         torch.autograd.backward(*zip(*pairs, strict=True))
-    team.sum_(sums)
-    if model.probes[tilt].grad is not None:
-        team.sum_(model.probes[tilt].grad)
+    others = (model.probes[tilt], model.positions[tilt], getattr(model, "angles", None))
+    team.sum_(sums, *(p.grad for p in others if p is not None and p.grad is not None))
     total, electrons = sums.tolist()
     return total, electrons
 
@@ -214,20 +219,25 @@ def _mark_moving(model, options, iteration, tilt, moves_angles):
         model.angles.requires_grad_(True)
 
 
-def _step_object(model, options, regularizers, tilt, electrons, scale, curvature):
+def _step_object(model, options, regularizers, tilt, electrons, scale, curvature, team):
+    """A step of the volume; each process of a team takes that of its own rows, whose gradient it has."""
     if model.volume.grad is None:
         return
     fluence = electrons / area_pixels(model, tilt)
     step, bound = options.volume.step * scale, model.lipschitz(fluence) * curvature / 2
+    filters = [r for r in _along_beam(regularizers, model, tilt) if isinstance(r, GradientFilter)]
     for parameter in (model.volume, model.absorption):
         if parameter is None:
             continue
+        rows, gradient = team.slab(parameter.data, dim=1), parameter.grad
         if options.solver == "sgd":
-            parameter.data.sub_(parameter.grad, alpha=step)
-        else:
-            gradient = regularize_gradient(_along_beam(regularizers, model, tilt), parameter.grad)
-            parameter.data.sub_(gradient, alpha=step / bound)
-    _regularize_object(model, [r for r in regularizers if isinstance(r, Proximal)], step)
+            rows.sub_(team.slab(gradient, dim=1), alpha=step)
+            continue
+        if filters:
+            team.complete_(gradient, dim=1)
+            gradient = regularize_gradient(filters, gradient)
+        rows.sub_(team.slab(gradient, dim=1), alpha=step / bound)
+    _regularize_object(model, [r for r in regularizers if isinstance(r, Proximal)], step, team)
 
 
 def _along_beam(terms: Sequence, model: Model, tilt: int) -> list:
@@ -238,15 +248,31 @@ def _along_beam(terms: Sequence, model: Model, tilt: int) -> list:
     return [replace(t, beam=tuple(beam)) if isinstance(t, DepthKernel) else t for t in terms]
 
 
-def _regularize_object(model: Model, terms: Sequence, step: float = 1.0):
-    """Apply ``terms`` to the volume, or to the complex volume whose imaginary part is the absorption."""
+def _regularize_object(model: Model, terms: Sequence, step: float = 1.0, team: Team = ALONE):
+    """Apply ``terms`` to the volume, or to the complex volume whose imaginary part is the absorption.
+
+    In a team each process does its own rows where that can be.
+    """
+    rows = (slice(None), team.share(model.volume.shape[1]))
+    mine = separated(terms, rows)
+    if mine is None:
+        _complete(model, team)
+        rows, mine = (), terms
+    volume = model.volume.data[rows]
     if model.absorption is None:
-        regularize_(terms, model.volume.data, step)
-    elif terms:
-        whole = torch.complex(model.volume.data, model.absorption.data)
-        regularize_(terms, whole, step)
-        model.volume.data.copy_(whole.real)
-        model.absorption.data.copy_(whole.imag)
+        regularize_(mine, volume, step)
+    elif mine:
+        whole = torch.complex(volume, model.absorption.data[rows])
+        regularize_(mine, whole, step)
+        volume.copy_(whole.real)
+        model.absorption.data[rows].copy_(whole.imag)
+
+
+def _complete(model: Model, team: Team):
+    """Put the volume together from the rows that the processes of a team have stepped."""
+    for parameter in (model.volume, model.absorption):
+        if parameter is not None:
+            team.complete_(parameter.data, dim=1)
 
 
 def _step_probe(model, options, tilt, patterns, scale, curvature):

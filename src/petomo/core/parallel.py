@@ -54,10 +54,16 @@ class Team:
         return slice(count * rank // self.size, count * (rank + 1) // self.size)
 
     def sum_(self, *tensors: Tensor) -> None:
-        """Replace tensors by their sums over the team, in place."""
-        for tensor in tensors if self.size > 1 else ():
-            with _others_there():
-                dist.all_reduce(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
+        """Replace tensors by their sums over the team, in place and in one message."""
+        if self.size == 1 or not tensors:
+            return
+        parts = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+        widest = torch.promote_types(torch.float32, max((p.dtype for p in parts), key=lambda d: d.itemsize))
+        message = torch.cat([part.reshape(-1).to(widest) for part in parts])
+        with _others_there():
+            dist.all_reduce(message)
+        for part, total in zip(parts, message.split([p.numel() for p in parts]), strict=True):
+            part.copy_(total.view(part.shape))
 
     def level_(self, *tensors: Tensor) -> None:
         """Replace tensors by those of the first process, in place."""
@@ -96,8 +102,14 @@ class Team:
         return said
 
     def slab(self, whole: Tensor, dim: int) -> Tensor:
-        """Part along ``dim`` of what all have; the gradient is put together from all parts."""
-        return whole if self.size == 1 else _Slab.apply(whole, self, dim)  # pyright: ignore
+        """View of this process' part along ``dim``; so the gradient of the rest is zero."""
+        part = self.share(whole.shape[dim])
+        return whole if self.size == 1 else whole.narrow(dim, part.start, part.stop - part.start)
+
+    def complete_(self, whole: Tensor, dim: int) -> None:
+        """Replace the parts along ``dim`` that other processes keep by theirs, in place."""
+        if self.size > 1:
+            whole.copy_(_concatenate(self, self.slab(whole, dim), whole.shape[dim], dim))
 
     def exchange(self, slab: Tensor, count: int, have: int, want: int) -> Tensor:
         """From parts along ``have`` (of ``count`` in all) to parts along ``want``; the gradient goes back."""
@@ -107,25 +119,8 @@ class Team:
         """The whole, ``count`` long along ``dim``, from all parts; its gradients are summed over the team."""
         return slab if self.size == 1 else _Join.apply(slab, self, count, dim)  # pyright: ignore
 
-    def shared(self, whole: Tensor) -> Tensor:
-        """What all have, as it is; its gradients are summed over the team."""
-        return whole if self.size == 1 else _Shared.apply(whole, self)  # pyright: ignore
-
 
 ALONE = Team()
-
-
-class _Slab(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, whole, team, dim):
-        ctx.team, ctx.dim, ctx.count = team, dim, whole.shape[dim]
-        part = team.share(ctx.count)
-        return whole.narrow(dim, part.start, part.stop - part.start)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _concatenate(ctx.team, gradient, ctx.count, ctx.dim), None, None
 
 
 class _Exchange(torch.autograd.Function):
@@ -150,24 +145,9 @@ class _Join(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        ctx.team.sum_(gradient)
-        part = ctx.team.share(gradient.shape[ctx.dim])
-        return gradient.narrow(ctx.dim, part.start, part.stop - part.start), None, None, None
-
-
-class _Shared(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, whole, team):
-        ctx.team = team
-        return whole.view_as(whole)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        ctx.team.sum_(gradient)
-        return gradient, None
+        # everybody's gradient of this process' part, each after the other
+        pieces = _transpose(ctx.team, gradient.unsqueeze(0), ctx.team.size, 0, ctx.dim + 1)
+        return pieces.sum(0), None, None, None
 
 
 def _lengths(team: Team, count: int) -> list[int]:
@@ -175,26 +155,15 @@ def _lengths(team: Team, count: int) -> list[int]:
 
 
 def _concatenate(team: Team, slab: Tensor, count: int, dim: int) -> Tensor:
-    """All slabs in a row along ``dim``, contiguous."""
-    lengths, shape = _lengths(team, count), list(slab.shape)
-    # sent as they lie in memory, so that the only copy is the one into the whole
-    order = list(range(slab.ndim))
-    if min(*lengths, *slab.shape) > 1:
-        order.sort(key=slab.stride, reverse=True)
-    if slab.shape[dim] < max(lengths):  # the library wants all equally long
-        shape[dim] = max(lengths)
-        padded = slab.new_zeros([shape[d] for d in order])
-        padded.narrow(order.index(dim), 0, slab.shape[dim]).copy_(slab.permute(order))
-    else:
-        padded = slab.permute(order).contiguous()
-    parts = [torch.empty_like(padded) for _ in lengths]
-    with _others_there():
-        dist.all_gather(parts, padded)
-    whole = slab.new_empty([count if d == dim else n for d, n in enumerate(slab.shape)])
-    targets = whole.permute(order).split(lengths, order.index(dim))
-    for target, part in zip(targets, parts, strict=True):
-        target.copy_(part.narrow(order.index(dim), 0, target.shape[order.index(dim)]))
-    return whole
+    """All slabs in a row along ``dim``."""
+    # parts along the first axis are contiguous, and need no copies of their own
+    whole = slab.new_empty([count, *(n for d, n in enumerate(slab.shape) if d != dim)])
+    parts = whole.split(_lengths(team, count))
+    parts[team.rank].copy_(slab.movedim(dim, 0))
+    for rank, part in enumerate(parts):
+        with _others_there():
+            dist.broadcast(part, rank)
+    return whole.movedim(0, dim)
 
 
 def _transpose(team: Team, slab: Tensor, count: int, have: int, want: int) -> Tensor:

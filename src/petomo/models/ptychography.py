@@ -53,7 +53,11 @@ class Ptychography(nn.Module):
 
     def phase(self, _tilt: int, team: Team = ALONE) -> Slices:
         """Phase and, if modelled, absorption of every slice, ``(slice, y, x)`` in radian."""
-        return team.shared(self.volume), None if self.absorption is None else team.shared(self.absorption)
+
+        def whole(part: Tensor) -> Tensor:
+            return team.join(team.slab(part, dim=1), part.shape[1], dim=1)
+
+        return whole(self.volume), None if self.absorption is None else whole(self.absorption)
 
     def pixels(self, tilt: int, index: Tensor) -> Tensor:
         """Probe positions in pixels."""

@@ -57,6 +57,26 @@ class GradientFilter(Protocol):
         ...
 
 
+@runtime_checkable
+class Separable(Protocol):
+    """Acts voxel by voxel: ``within`` is the same for a part of the volume, None if it cannot be."""
+
+    def within(self, part: tuple[slice, ...]) -> Proximal | None:
+        """What the term does to ``v[part]``."""
+        ...
+
+
+def separated(terms: Iterable[object], part: tuple[slice, ...]) -> list[Proximal] | None:
+    """``terms`` for ``v[part]`` alone, None if one of them has to see more of the volume."""
+    out = []
+    for term in terms:
+        mine = term.within(part) if isinstance(term, Separable) else None
+        if mine is None:
+            return None
+        out.append(mine)
+    return out
+
+
 def regularize_(terms: Iterable[object], v: Tensor, step: float = 1.0) -> None:
     """Apply the proximal steps and filters of ``terms`` to ``v`` in place, in the order given."""
     for term in terms:
@@ -105,6 +125,10 @@ class L1Imaginary:
         if v.is_complex():
             shrink_(torch.view_as_real(v)[..., 1], self.weight * step)
 
+    def within(self, part: tuple[slice, ...]) -> L1Imaginary:  # noqa: ARG002 - everywhere the same
+        """Itself."""
+        return self
+
 
 @dataclass(frozen=True)
 class L1Real:
@@ -127,6 +151,10 @@ class L1Real:
     def prox_(self, v: Tensor, step: float) -> None:
         """Soft threshold of Re V in place."""
         shrink_(_real_part(v), self.weight * step)
+
+    def within(self, part: tuple[slice, ...]) -> L1Real:  # noqa: ARG002 - everywhere the same
+        """Itself."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -152,6 +180,11 @@ class About:
         self.term.prox_(v, step)
         v.add_(self.reference)
 
+    def within(self, part: tuple[slice, ...]) -> About | None:
+        """About a part of the reference, if its term is separable."""
+        terms = separated([self.term], part)
+        return None if terms is None else About(self.reference[part], terms[0])
+
 
 @dataclass(frozen=True)
 class NonNegative:
@@ -163,6 +196,10 @@ class NonNegative:
     def prox_(self, v: Tensor, step: float = 1.0) -> None:  # noqa: ARG002 - a projection has no step
         """Projection in place."""
         _real_part(v).clamp_min_(0)
+
+    def within(self, part: tuple[slice, ...]) -> NonNegative:  # noqa: ARG002 - everywhere the same
+        """Itself."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -182,6 +219,10 @@ class Support:
     def prox_(self, v: Tensor, step: float = 1.0) -> None:  # noqa: ARG002 - a projection has no step
         """Projection in place."""
         v.mul_(self.mask.to(v.device))
+
+    def within(self, part: tuple[slice, ...]) -> Support:
+        """With a part of the mask."""
+        return Support(self.mask[part])
 
 
 def specimen_support(
@@ -227,10 +268,12 @@ __all__ = [
     "NonNegative",
     "Proximal",
     "Regularizer",
+    "Separable",
     "Support",
     "TotalVariation3D",
     "regularize_",
     "regularize_gradient",
+    "separated",
     "shrink_",
     "specimen_support",
 ]

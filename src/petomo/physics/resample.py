@@ -55,8 +55,9 @@ def rotate_and_bin(
     interpolation : {"spline", "cubic", "linear"}
         Kernel in the (z, x) plane: cubic B-spline with prefilter, Keys' cubic convolution, or linear.
     team : Team
-        Processes that share the work, each with the same arguments, and all get all slices. The gradient of
-        the volume is then summed over them; those of the angles and of tau remain to be.
+        Processes that share the work and all get all slices. Each has the same arguments, but looks at its
+        own rows of the volume only (``team.slab(volume, dim=1)``), and the gradient of those comes to it,
+        summed over all processes; the gradients of the angles and of tau remain to be summed.
     filtered : bool
         Whether a volume for splines holds their coefficients already (`petomo.physics.tilt.prefilter`), so
         that many poses share them; only for those that `turns_by_slices`.
@@ -86,12 +87,14 @@ def rotate_and_bin(
 
 
 def _turn_planes(volume: Tensor, phi: Tensor, team: Team) -> Tensor:
-    """``Rx(phi)`` of a whole volume, this process' slab of y."""
+    """``Rx(phi)`` of a volume, of which this process has, and gets, its slab of y."""
+    slab, (_, height, width) = team.slab(volume, dim=1), volume.shape
     if not phi.requires_grad and float(phi) == 0.0:
-        return team.slab(volume, dim=1)
+        return slab
     # Rx turns +y towards +z: planes (z, y) for every x
-    part = rotate_plane(team.slab(volume, dim=2).permute(2, 0, 1), phi).permute(1, 2, 0)
-    return team.exchange(part, volume.shape[2], have=2, want=1)
+    slab = team.exchange(slab, height, have=1, want=2)
+    slab = rotate_plane(slab.permute(2, 0, 1), phi).permute(1, 2, 0)
+    return team.exchange(slab, width, have=2, want=1)
 
 
 def _tilt(

@@ -15,6 +15,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does
 
 import argparse
 import math
@@ -24,7 +25,9 @@ import torch
 from pass_vs_fft import SLICES, interleaved, make_case, petomo_pass
 from torch import Tensor
 
+from petomo.physics.interpolation import Interpolation
 from petomo.physics.resample import SliceGeometry, rotate_and_bin, rotate_and_bin_reference
+from petomo.physics.tilt import rows_last
 
 VOXEL, BATCH = 0.3, 128  # patterns measured
 ANGLES = {
@@ -34,27 +37,35 @@ ANGLES = {
 }
 
 
-def turn(volume: Tensor, degrees: tuple[float, float, float], refine: bool, reference: bool = False) -> None:
-    """Forward and gradient, with that of the non-zero angles if they are refined."""
+def turn(
+    volume: Tensor, degrees: tuple[float, float, float], refine: bool, kind: Interpolation | None = "spline"
+) -> None:
+    """Forward and gradient, with that of the non-zero angles if they are refined; None is `grid_sample`."""
     phi, theta, psi = (
         torch.tensor(math.radians(d), dtype=torch.float64, requires_grad=refine and d != 0) for d in degrees
     )
     depth, *lateral = volume.shape
     geometry = SliceGeometry(SLICES, depth * VOXEL / SLICES, (lateral[0], lateral[1]), VOXEL)
     leaf, still = volume.detach().requires_grad_(), torch.zeros(2, dtype=torch.float64)
-    operator = rotate_and_bin_reference if reference else rotate_and_bin
-    out = operator(leaf, phi, theta, psi, still, geometry)
+    pose = phi, theta, psi, still
+    if kind is None:
+        out = rotate_and_bin_reference(leaf, *pose, geometry)
+    else:
+        out = rotate_and_bin(leaf, *pose, geometry, kind)
     out.backward(out.detach())
 
 
 def compare(shape: tuple[int, int, int], window: int, visit: int, rounds: int) -> list[str]:
     """Rows of a Markdown table; ``visit`` is the number of patterns of a tilt."""
     torch.manual_seed(0)
-    volume, case = torch.rand(shape), make_case(window, BATCH)
+    volume, case = rows_last(torch.rand(shape)), make_case(window, BATCH)
     functions: dict[str, Callable[[], object]] = {
         "pass": lambda: petomo_pass(case),
-        "grid_sample": lambda: turn(volume, ANGLES["phi, theta, psi"], refine=False, reference=True),
+        "grid_sample": lambda: turn(volume, ANGLES["phi, theta, psi"], refine=False, kind=None),
     }
+    for kind in ("linear", "cubic"):
+        for name in ("theta", "phi, theta, psi"):
+            functions[f"{name}, {kind}"] = lambda n=name, k=kind: turn(volume, ANGLES[n], False, k)
     for name, degrees in ANGLES.items():
         for refine in (False, True):
             key = f"{name}{', angles refined' if refine else ''}"

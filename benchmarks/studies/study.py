@@ -90,8 +90,9 @@ def reconstruct_once(
     base: Path | None = None,
     start_from: str | None = None,
     so_far: bool = False,
+    until: str = "analysis",
 ) -> dict[str, Any]:
-    """Run all stages up to the analysis and score them; what is there already is continued or only read.
+    """Run all stages up to one and score them; what is there already is continued or only read.
 
     Parameters
     ----------
@@ -105,6 +106,8 @@ def reconstruct_once(
         A finished run whose stages before ``start_from`` are taken over.
     so_far : bool
         Reconstruct nothing.
+    until : str
+        The last stage.
 
     Raises
     ------
@@ -130,7 +133,7 @@ def reconstruct_once(
     if not begun:
         seconds.unlink(missing_ok=True)
     with series.processor_time(seconds):
-        Plan(config).run(folder, "analysis", None if begun else start_from, quiet=True)
+        Plan(config).run(folder, until, None if begun else start_from, quiet=True)
     row = measure(folder, data) | {"seconds": read_json(seconds)["processor"]}
     write_json(done, {"from": wanted, "row": row})
     return read_json(done)["row"]

@@ -35,9 +35,19 @@ def runs(quick: bool, work: Path, so_far: bool) -> tuple[dict[int, Any], Path, d
         whole = len(tilts) == len(spec["stage_tilt_degree"])
         kept = data if whole else series.subset(data, work / f"core_shell_{width}", tilts)
         folder = work / ("core_shell_run" if whole else f"tilt_range_{width}")
+        settings = series.core_shell_settings(quick)
         with suppress(study.Unfinished):
-            row = study.reconstruct_once(folder, kept, series.core_shell_settings(quick), so_far=so_far)
-            rows[width] = row | {"folder": folder, "data": kept, "tilts": len(tilts)}
+            row = study.reconstruct_once(folder, kept, settings, so_far=so_far)
+            refined = study.reconstruct_once(
+                work / f"tilt_range_{width}_refined",
+                kept,
+                settings,
+                folder,
+                "refinement",
+                so_far,
+                "refinement",
+            )
+            rows[width] = row | {"folder": folder, "data": kept, "tilts": len(tilts), "refined": refined}
     return rows, data, spec
 
 
@@ -53,6 +63,21 @@ def table(rows: dict[int, Any]) -> str:
             *study.errors(row),
             study.angstrom(row["resolution"]), *(study.angstrom(row["cones"][axis]) for axis in "zx"),
             f"{row['angle']:.2f}°", f"{row['seconds']:.0f} s",
+        ])  # fmt: skip
+    return f"{study.markdown(header, lines)}\n\nRefined:\n\n{refined_table(rows)}"
+
+
+def refined_table(rows: dict[int, Any]) -> str:
+    """The atoms after the refinement."""
+    header = ["tilt range", "Pt found", "Al found", "O found", "invented", "named wrong", "rmsd"]
+    header += ["z / across", "angles", "processor"]
+    lines = []
+    for width, row in rows.items():
+        refined = row["refined"]
+        lines.append([
+            f"{width}°", *(f"{study.percent(refined['found'][symbol])} %" for symbol in ("Pt", "Al", "O")),
+            f"{study.percent(refined['invented'])} %", f"{study.percent(refined['wrong'])} %",
+            *study.errors(refined), f"{refined['angle']:.2f}°", f"{refined['seconds']:.0f} s",
         ])  # fmt: skip
     return study.markdown(header, lines)
 
@@ -75,18 +100,21 @@ def figure(rows: dict[int, Any]) -> Figure:
         label(axis, "x", "z (beam)")
     scale_bar(axes[0], truth.shape[1], voxel)
     for symbol, colour in zip(("Pt", "Al", "O"), COLOURS, strict=False):
-        axes[5].plot(
-            widths, [100 * rows[w]["found"][symbol] for w in widths], "o-", color=colour, label=symbol
+        traced, refined = (
+            [100 * row["found"][symbol] for row in table]
+            for table in ([rows[w] for w in widths], [rows[w]["refined"] for w in widths])
         )
+        axes[5].plot(widths, traced, "o:", ms=3, color=colour)
+        axes[5].plot(widths, refined, "o-", color=colour, label=symbol)
     for name, colour in zip("xyz", COLOURS, strict=False):
-        values = [(rows[w]["rmsd_xyz"] or [np.nan] * 3)["xyz".index(name)] for w in widths]
+        values = [(rows[w]["refined"]["rmsd_xyz"] or [np.nan] * 3)["xyz".index(name)] for w in widths]
         axes[6].plot(widths, values, "o-", ms=4, color=colour, label=name)
         axes[7].plot(
             widths, [rows[w]["cones"][name] or np.nan for w in widths], "o-", color=colour, label=name
         )
     words = (
-        ("found (%)", "atoms found"),
-        ("rmsd (Å)", "error of the atoms"),
+        ("found (%)", "atoms refined (dotted: traced)"),
+        ("rmsd (Å)", "error of the refined atoms"),
         ("Å", "FSC 0.5 with truth, cones"),
     )
     for axis, (unit, text) in zip(axes[5:], words, strict=True):

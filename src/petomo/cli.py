@@ -280,6 +280,8 @@ def main() -> None:
     """
     # threads that wait by spinning take the processor from the one they wait for where others use it too
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # large volumes in pages of 2 MB (torch reads this): most of a turn's time went into pages of 4 kB
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         app()
     except (UserError, OSError) as error:

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import assert_backward_is_adjoint
+from helpers import assert_adjoint
+from petomo.physics import interpolation
 from petomo.physics.interpolation import KERNELS, spline_coefficients
 
 FRACTION = np.linspace(0.01, 0.99, 50)
@@ -29,10 +30,23 @@ def test_slopes_belong_to_the_kernels(name):
 @pytest.mark.parametrize("shape", [(1, 5, 3), (8, 2, 1), (13, 10, 4)])
 def test_spline_coefficients_give_the_samples_back(shape):
     samples = torch.randn(shape, dtype=torch.float64)
-    found = spline_coefficients(samples)
+    expected = found = spline_coefficients(samples)
     for dim in (0, 1):
         padded = torch.nn.functional.pad(found, (0, 0, *((1, 1) if dim else (0, 0, 1, 1))))
         n = shape[dim]
         found = sum(w * padded.narrow(dim, i, n) for i, w in enumerate((1 / 6, 2 / 3, 1 / 6)))
     torch.testing.assert_close(found, samples)
-    assert_backward_is_adjoint(spline_coefficients, samples)
+    other = torch.randn(shape, dtype=torch.float64)
+    assert_adjoint(spline_coefficients, spline_coefficients, samples, other)
+    assert spline_coefficients(samples, out=samples) is samples
+    torch.testing.assert_close(samples, expected)
+
+
+def test_compiled_sweeps_agree_with_plain_ones(monkeypatch):
+    samples = torch.randn(9, 7, 40)
+    compiled = spline_coefficients(samples)
+    monkeypatch.setattr(interpolation, "_compiled", lambda: None)
+    torch.testing.assert_close(spline_coefficients(samples), compiled)
+    torch.testing.assert_close(spline_coefficients(samples.mT.contiguous().mT), compiled)
+    assert spline_coefficients(samples, out=samples) is samples
+    torch.testing.assert_close(samples, compiled)

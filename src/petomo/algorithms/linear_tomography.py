@@ -18,6 +18,7 @@ from petomo.models.projections import (
     project,
     project_tilt,
 )
+from petomo.physics.tilt import rows_last
 
 Prox = Callable[[Tensor, float], Tensor]
 
@@ -110,8 +111,8 @@ def linear_tomography(
     weights = torch.ones_like(projections) if weights is None else weights.expand_as(projections)
     state = dict(state or {})
     volume = state.get("volume")
-    volume = projections.new_zeros(geometry.volume.shape) if volume is None else volume
-    lookahead, momentum = state.get("lookahead", volume), state.get("momentum", 1.0)
+    volume = rows_last(projections.new_zeros(geometry.volume.shape) if volume is None else volume)
+    lookahead, momentum = rows_last(state.get("lookahead", volume)), state.get("momentum", 1.0)
     norm = state.get("norm") or operator_norm(weights, poses, geometry)
     shrinkage, total = state.get("shrinkage"), float(weights.sum())
     for iteration in range(state.get("iteration", 0) + 1, options.iterations + 1):

@@ -276,6 +276,7 @@ def _move(poses: Poses, step: Tensor, tilts: Tensor, pixel: float, volume: Tenso
 def _centred(poses: Poses, volume: Tensor, voxel: float) -> Poses:
     """Poses after the specimen's centre of mass has been moved to the origin."""
     grid = Grid(tuple(volume.shape), voxel)
+    volume = volume.contiguous()  # sums round by the order in memory, which a checkpoint does not keep
     total = float(volume.sum())
     if total <= 0:
         return poses

@@ -102,9 +102,11 @@ class Team:
         return said
 
     def slab(self, whole: Tensor, dim: int) -> Tensor:
-        """View of this process' part along ``dim``; so the gradient of the rest is zero."""
+        """View of this process' part along ``dim``; the gradient of the rest is zero."""
+        if self.size == 1:
+            return whole
         part = self.share(whole.shape[dim])
-        return whole if self.size == 1 else whole.narrow(dim, part.start, part.stop - part.start)
+        return _Slab.apply(whole, dim, part.start, part.stop - part.start)  # pyright: ignore
 
     def complete_(self, whole: Tensor, dim: int) -> None:
         """Replace the parts along ``dim`` that other processes keep by theirs, in place."""
@@ -121,6 +123,23 @@ class Team:
 
 
 ALONE = Team()
+
+
+class _Slab(torch.autograd.Function):
+    """What `Tensor.narrow` does, with a gradient that lies in memory as the whole does."""
+
+    @staticmethod
+    def forward(ctx, whole, dim, start, length):
+        ctx.args = (whole, dim, start, length)
+        return whole.narrow(dim, start, length)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
+        whole, *part = ctx.args
+        out = torch.zeros_like(whole)
+        out.narrow(*part).copy_(gradient)
+        return out, None, None, None
 
 
 class _Exchange(torch.autograd.Function):

@@ -12,7 +12,7 @@ from petomo.core.grid import Grid
 from petomo.core.pose import Poses
 from petomo.core.threads import shares, spread
 from petomo.physics.resample import Interpolation, SliceGeometry, rotate_and_bin, turns_by_slices
-from petomo.physics.tilt import prefilter
+from petomo.physics.tilt import prefilter, rows_last
 
 POSE_PARAMETERS = ("phi", "theta", "psi", "tau_x", "tau_y")
 
@@ -70,9 +70,9 @@ def project_tilt(
 
 def project(volume: Tensor, poses: Poses, geometry: ProjectionGeometry) -> Tensor:
     """All projections ``tilt y x`` in rad of a volume ``z y x`` (paper Eq. 13)."""
-    shared = _share_coefficients(poses, geometry)
-    source = prefilter(volume) if shared else volume
     whole = torch.is_grad_enabled() and volume.requires_grad
+    shared = not whole and _share_coefficients(poses, geometry)
+    source = prefilter(volume) if shared else volume
     parts = [slice(0, len(poses))] if whole else shares(len(poses), device=volume.device)
 
     def some(part: slice) -> Tensor:
@@ -98,7 +98,7 @@ def back_project_tilt(
 ) -> Tensor:
     """Adjoint of `project_tilt` in the volume: ``z y x`` from one image ``y x``."""
     # the operator is linear: its derivative at any volume, here zero, is the operator itself
-    volume = image.new_zeros(geometry.volume.shape, requires_grad=True)
+    volume = rows_last(image.new_zeros(()).expand(geometry.volume.shape)).requires_grad_()
     (gradient,) = torch.autograd.grad(project_tilt(volume, poses, tilt, geometry, filtered), volume, image)
     return gradient
 
@@ -108,7 +108,7 @@ def back_project(images: Tensor, poses: Poses, geometry: ProjectionGeometry) -> 
     shared = _share_coefficients(poses, geometry)
 
     def some(part: slice) -> Tensor:
-        total = images.new_zeros(geometry.volume.shape)
+        total = rows_last(images.new_zeros(()).expand(geometry.volume.shape))
         for tilt in range(part.start, part.stop):
             total += back_project_tilt(images[tilt], poses, tilt, geometry, shared)
         return total

@@ -13,6 +13,7 @@ from petomo.core.parallel import ALONE, Team
 from petomo.core.pose import Poses
 from petomo.physics.multislice import Loss, MultisliceOptics, Slices, diffract, multislice_loss
 from petomo.physics.resample import Interpolation, SliceGeometry, rotate_and_bin
+from petomo.physics.tilt import rows_last
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class PtychoTomography(nn.Module):
         real = volume.dtype
         self.geometry = geometry
         self.sigma = interaction_constant(geometry.optics.energy_ev)
-        self.volume = nn.Parameter(volume.clone())
-        self.absorption = None if absorption is None else nn.Parameter(absorption.clone())
+        self.volume = nn.Parameter(rows_last(volume))
+        self.absorption = None if absorption is None else nn.Parameter(rows_last(absorption))
         self.probes = nn.ParameterList([p.clone() for p in probes])
         self.positions = nn.ParameterList([p.to(real).clone() for p in positions])
         for tilt, nominal in enumerate(scan or positions):

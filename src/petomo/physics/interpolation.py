@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from petomo.core.threads import shares, spread
 
 Interpolation = Literal["linear", "cubic", "spline"]
 
@@ -53,30 +56,49 @@ def _prefilter_matrix(n: int, dtype: torch.dtype, device: torch.device) -> Tenso
     return torch.as_tensor(np.linalg.inv(sampling), dtype=dtype, device=device)
 
 
-def spline_coefficients(samples: Tensor) -> Tensor:
-    """Cubic B-spline coefficients along z and x of samples ``(z, x, y)``, zero outside (Unser 1999)."""
-    return _SplineCoefficients.apply(samples)  # pyright: ignore[reportReturnType]
+def spline_coefficients(samples: Tensor, out: Tensor | None = None) -> Tensor:
+    """Cubic B-spline coefficients along z and x, zero outside (Unser 1999); its own adjoint.
 
+    The inverse of a symmetric matrix along either axis.
 
-class _SplineCoefficients(torch.autograd.Function):
-    """Inverse of the sampling matrix along two axes; symmetric, so its own adjoint."""
-
-    @staticmethod
-    def forward(_ctx, planes):
-        nz, nx, _ = planes.shape
-        if planes.is_cuda:  # two products instead of thousands of small kernels
-            mz, mx = (_prefilter_matrix(n, planes.dtype, planes.device) for n in (nz, nx))
-            return torch.matmul(mx, torch.tensordot(mz, planes, dims=1))
-        pz, px = _pivots(nz), _pivots(nx)
-        scale = 36 * torch.outer(*(torch.tensor(p, dtype=planes.dtype) for p in (pz, px)))
-        out = torch.mul(planes, scale[:, :, None], out=planes.new_empty(planes.shape))
-        for pivots, lines in ((pz, out.unbind(0)), (px, out.unbind(1))):  # Thomas algorithm, in place
-            for i in range(1, len(lines)):
-                lines[i].sub_(lines[i - 1], alpha=pivots[i])
-            for i in range(len(lines) - 2, -1, -1):
-                lines[i].sub_(lines[i + 1], alpha=pivots[i])
+    Parameters
+    ----------
+    samples : Tensor
+        ``(z, x, y)``.
+    out : Tensor, optional
+        Contiguous like the samples, or the samples themselves: where to put the coefficients.
+    """
+    nz, nx, ny = samples.shape
+    if samples.is_cuda:  # two products instead of thousands of small kernels
+        mz, mx = (_prefilter_matrix(n, samples.dtype, samples.device) for n in (nz, nx))
+        found = torch.matmul(mx, torch.tensordot(mz, samples, dims=1))
+        return found if out is None else out.copy_(found)
+    samples = samples.contiguous()
+    out = torch.empty_like(samples) if out is None else out
+    pivots = [torch.tensor(_pivots(n), dtype=samples.dtype) for n in (nz, nx)]
+    scale, sweep = 36 * torch.outer(*pivots), _compiled()
+    if sweep is None:
+        torch.mul(samples, scale[:, :, None], out=out)
+        for lines, pivot in zip((out.unbind(0), out.unbind(1)), pivots, strict=True):  # Thomas algorithm
+            _sweep(lines, pivot.tolist())
         return out
+    arrays = [t.detach().numpy() for t in (out, samples, scale, *pivots)]
+    # a cache line is written by one thread
+    spread(lambda part: sweep(*arrays, part.start, part.stop), shares(ny, least=16))
+    return out
 
-    @staticmethod
-    def backward(_ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _SplineCoefficients.apply(gradient)
+
+def _sweep(lines: Sequence[Tensor], pivots: Sequence[float]) -> None:
+    for i in range(1, len(lines)):
+        lines[i].sub_(lines[i - 1], alpha=pivots[i])
+    for i in range(len(lines) - 2, -1, -1):
+        lines[i].sub_(lines[i + 1], alpha=pivots[i])
+
+
+@lru_cache
+def _compiled() -> Callable | None:
+    try:
+        from petomo.physics.compiled_spline import sweep
+    except (ImportError, RuntimeError):  # no numba, or nowhere to keep what it compiles
+        return None
+    return sweep

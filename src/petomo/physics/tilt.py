@@ -125,7 +125,9 @@ class _TiltAndBin(torch.autograd.Function):
     """``(z, x, y)`` to ``(slice, x, y)`` with the exact adjoint and the gradient for theta."""
 
     @staticmethod
-    def forward(ctx, volume, theta, geometry, kind):
+    def forward(ctx, volume, theta, geometry, kind, prefilter):
+        ctx.prefilter = prefilter
+        volume = spline_coefficients(volume) if prefilter else volume.contiguous()
         depth, width, height = volume.shape
         angle = float(theta)
         operator = _recent_tilt_operator if ctx.needs_input_grad[1] else _known_tilt_operator
@@ -144,12 +146,14 @@ class _TiltAndBin(torch.autograd.Function):
         grad_volume = grad_theta = None
         if ctx.needs_input_grad[0]:
             grad_volume = ctx.adjoint.apply(flat).view(depth, width, height)
+            if ctx.prefilter:
+                grad_volume = spline_coefficients(grad_volume, out=grad_volume)
         if ctx.needs_input_grad[1]:
             (volume,) = ctx.saved_tensors
             slope = _recent_tilt_slope(angle, depth, width, geometry, kind, flat.dtype, flat.device)
             moved = slope.apply(volume.reshape(depth * width, height))
             grad_theta = (moved * flat).sum()
-        return grad_volume, grad_theta, None, None
+        return grad_volume, grad_theta, None, None, None
 
 
 def tilt_and_bin(
@@ -176,17 +180,23 @@ def tilt_and_bin(
     filtered : bool
         Whether a volume for splines holds their coefficients already, see `prefilter`.
 
+    A volume laid out by `rows_last` is turned without a copy of it.
+
     Returns
     -------
     Tensor
         ``(slice, y, x)``, the integral along z in voxels.
     """
-    if interpolation == "spline" and not filtered:
-        volume = prefilter(volume)
+    prefilter = interpolation == "spline" and not filtered
     planes = volume.permute(0, 2, 1)
-    return _TiltAndBin.apply(planes.contiguous(), theta, geometry, interpolation).permute(0, 2, 1)  # pyright: ignore
+    return _TiltAndBin.apply(planes, theta, geometry, interpolation, prefilter).permute(0, 2, 1)  # pyright: ignore
 
 
 def prefilter(volume: Tensor) -> Tensor:
-    """Coefficients of cubic B-splines along z and x of a volume ``(z, y, x)``; its own adjoint."""
-    return spline_coefficients(volume.permute(0, 2, 1)).permute(0, 2, 1)
+    """Cubic B-spline coefficients along z and x of a volume ``(z, y, x)``: its own adjoint, no autograd."""
+    return spline_coefficients(volume.detach().permute(0, 2, 1)).permute(0, 2, 1)
+
+
+def rows_last(volume: Tensor) -> Tensor:
+    """Copy of a volume ``(z, y, x)`` whose neighbours in memory lie along y: so turning by theta reads it."""
+    return volume.permute(0, 2, 1).clone(memory_format=torch.contiguous_format).permute(0, 2, 1)

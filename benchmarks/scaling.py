@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does
 
 import argparse
 import socket
@@ -142,6 +143,8 @@ def work(settings: argparse.Namespace) -> None:
             print("| pass | one: s | all: s | faster | one: core-s | busiest: core-s | faster | load |")
             print("|---|---:|---:|---:|---:|---:|---:|---:|")
         for name, make in CASES.items():
+            if settings.case not in (None, name):
+                continue
             wall, processor = compare(make, settings, team)
             if team.main:
                 cells = [f"{a:.2f} | {b:.2f} | {a / b:.2f} x" for a, b in (wall, processor)]
@@ -172,6 +175,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, help="patterns a step; without it all of a tilt, as by default")
     parser.add_argument("--curvature-every", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--case", choices=list(CASES), help="only this one")
     settings = parser.parse_args()
     if "RANK" not in os.environ:
         return launch(settings.processes)

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from petomo.core.errors import UserError
-from petomo.workflow.config import OTHER_NAMES, Config, Schedule, dump_config, load_config
+from petomo.workflow.config import OTHER_NAMES, Config, dump_config, load_config
 from petomo.workflow.reference import renew
+from petomo.workflow.stage_settings import Schedule
 
 SRC = Path(__file__).parents[2] / "src" / "petomo"
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -107,7 +108,10 @@ def test_mistakes(tmp_path, text, words):
 
 
 def test_other_names_lead_to_real_keys():
-    text = "".join((SRC / "workflow" / name).read_text() for name in ("config.py", "regularizer_settings.py"))
+    text = "".join(
+        (SRC / "workflow" / name).read_text()
+        for name in ("config.py", "stage_settings.py", "regularizer_settings.py")
+    )
     text += (SRC / "io" / "settings.py").read_text()
     for ours in OTHER_NAMES.values():
         assert re.search(rf"^    {ours}: ", text, re.M), ours

@@ -17,19 +17,19 @@ from petomo.models.ptychography import Ptychography
 from petomo.objectives.regularizers import L1Real, NonNegative
 from petomo.physics.multislice import MultisliceOptics
 from petomo.physics.probe import fit_defocus, hermite_modes, make_probe, probe_from_pattern
-from petomo.workflow import config as settings_module
+from petomo.workflow import stage_settings
 from petomo.workflow.context import RunContext
 from petomo.workflow.grids import Grids, PatternReader, complex_dtype, make_loss, plan_grids, real_dtype
 
 STAGE = "ptychography"
 
 
-def to_schedule(settings: settings_module.Schedule) -> Schedule:
+def to_schedule(settings: stage_settings.Schedule) -> Schedule:
     """A configuration's schedule for the solver."""
     return Schedule(settings.step_size, settings.start, settings.stop or 10**9)
 
 
-def common_options(settings: settings_module.PtychographySettings | settings_module.EndToEndSettings) -> dict:
+def common_options(settings: stage_settings.PtychographySettings | stage_settings.EndToEndSettings) -> dict:
     """Solver options that Algorithms 1 and 3 take alike."""
     schedules = {name: to_schedule(getattr(settings, name)) for name in ("probe", "positions", "affine")}
     names = ("iterations", "batch_size", "momentum")

@@ -38,6 +38,17 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("folder")
+def test_the_time_counts_what_will_run():
+    def seconds(*settings):
+        return check(load_config("run.yaml", settings)).numbers["time_seconds"]
+
+    plain, traced = seconds(), seconds("analysis.atoms.elements=[Pt]")
+    assert list(plain) == ["ptychography", "end_to_end"]
+    assert traced["refinement"] > 2 * traced["end_to_end"]
+    assert "refinement" not in seconds("analysis.atoms.elements=[Pt]", "refinement.rounds=0")
+
+
+@pytest.mark.usefixtures("folder")
 def test_check_of_a_vacuum_series_says_what_it_cannot_tell(petomo):
     code, out, err = petomo("check", "run.yaml")
     assert (code, err) == (0, "")

@@ -22,6 +22,10 @@ from petomo.physics.multislice import default_chunk
 from petomo.workflow.config import Config
 from petomo.workflow.grids import CACHE_BYTES, Grids, plan_grids, slicing
 
+#: Passes of step 3 that a coarse round of the refinement takes, a fine one, and its standard errors: measured,
+#: see docs/studies/speed.md
+REFINEMENT_PASSES = (15, 48, 59)
+
 #: Keys of the configuration, and the attribute of a file that says the same.
 ATTRIBUTES = {
     "data.energy_kev": "energy_ev",
@@ -144,16 +148,16 @@ def _memory(series: TiltSeries, config: Config, grids: Grids) -> int:
 
 
 def estimated_seconds(series: TiltSeries, config: Config, device: torch.device) -> dict[str, float]:
-    """Rough time of the two stages that pass over all patterns, from a batch of FFTs timed on the device.
+    """Rough time of the stages that pass over all patterns, from a batch of FFTs timed on the device.
 
     A pattern costs, per probe mode, two FFTs a slice and one to the detector, and as many again for the
-    gradient; a third more for the rest of the pass, and that twice where a volume is turned and regularised.
+    gradient; a third more for the rest of the pass. The refinement is counted in passes of step 3.
     """
     grids = plan_grids(series, config)
     window, patterns = grids.window.shape, sum(len(tilt) for tilt in series)
     batch = torch.zeros(16, *window, dtype=torch.complex64, device=device)
     seconds = math.inf
-    for _ in range(4):
+    for _ in range(20):  # the first ones make plans
         start = time.perf_counter()
         batch = torch.fft.fft2(batch)
         float(batch[0, 0, 0].real)  # waits for the device
@@ -164,10 +168,14 @@ def estimated_seconds(series: TiltSeries, config: Config, device: torch.device) 
         return patterns * iterations * modes * 2 * (2 * slices + 1) * seconds * 1.35
 
     slices, _ = slicing(series, config, grids)
-    return {
-        "ptychography": passes(config.ptychography.iterations, config.ptychography.slices),
-        "end_to_end": 2 * passes(config.end_to_end.iterations, slices),
-    }
+    settings = config.refinement
+    out = {"ptychography": passes(config.ptychography.iterations, config.ptychography.slices)}
+    out["end_to_end"] = passes(config.end_to_end.iterations, slices) * (1 + config.analysis.fsc.half_sets)
+    if config.analysis.atoms.elements and settings.rounds:
+        coarse, fine, halves = REFINEMENT_PASSES
+        count = coarse * settings.rounds + fine * settings.fine_rounds + halves
+        out["refinement"] = passes(count, slices)
+    return out
 
 
 def time_sentence(seconds: dict[str, float], device: str) -> str:
@@ -175,7 +183,7 @@ def time_sentence(seconds: dict[str, float], device: str) -> str:
     stages = ", ".join(
         f"{stage.replace('_', '-')} {duration_in_words(value)}" for stage, value in seconds.items()
     )
-    return f"time roughly, on {device}: {stages}, and as long again for what lies between"
+    return f"time roughly, on {device}: {stages}, and as long as the first two for all else"
 
 
 def file_lines(path: str | Path) -> list[str]:

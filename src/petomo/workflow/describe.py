@@ -22,8 +22,8 @@ from petomo.physics.multislice import default_chunk
 from petomo.workflow.config import Config
 from petomo.workflow.grids import CACHE_BYTES, Grids, plan_grids, slicing
 
-#: Passes of step 3 that a coarse round of the refinement takes, a fine one, and its standard errors: measured,
-#: see docs/studies/speed.md
+#: Passes of step 3 that a coarse round of the refinement takes, a fine one, and its standard errors,
+#: as measured: docs/studies/speed.md
 REFINEMENT_PASSES = (15, 48, 59)
 
 #: Keys of the configuration, and the attribute of a file that says the same.

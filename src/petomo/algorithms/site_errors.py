@@ -18,6 +18,10 @@ from petomo.models.atomic_tomography import AtomicTomography
 #: Fewer tilts are not halved.
 LEAST_TILTS = 4
 
+#: True errors over those that the halves tell of: what is wrong alike in all tilts does not show in their
+#: difference. From simulated series, see docs/method.md.
+UNSEEN = 1.2
+
 
 class Halves:
     """The same specimen refined on every other tilt, and on the rest.
@@ -84,7 +88,8 @@ def position_errors(
 
     The inverse Hessian of atoms and poses says how the errors are distributed. How large they are is
     taken from the halves, whose difference has four times the variance of the whole: for single atoms
-    pooled over those of an element, for distortions of the whole specimen over all their components.
+    pooled over those of an element, for distortions of the whole specimen over all their components; and
+    what they have in common is allowed for by `UNSEEN`.
 
     Parameters
     ----------
@@ -109,7 +114,7 @@ def position_errors(
         members = torch.as_tensor(model.numbers == z)
         scale[members] = squares[members].sum() / own[members].sum()
     common = (strain / 2).square().sum() / shared.sum().clamp_min(1e-30)
-    return (own * scale.clamp_min(1.0) + shared * common.clamp_min(1.0)).sqrt()
+    return UNSEEN * (own * scale.clamp_min(1.0) + shared * common.clamp_min(1.0)).sqrt()
 
 
 def _without_rigid_motion(sites: Tensor):

@@ -69,7 +69,7 @@ def spline_coefficients(samples: Tensor, out: Tensor | None = None) -> Tensor:
         Contiguous like the samples, or the samples themselves: where to put the coefficients.
     """
     nz, nx, ny = samples.shape
-    if samples.is_cuda:  # two products instead of thousands of small kernels
+    if samples.device.type != "cpu":  # two products instead of thousands of small kernels
         mz, mx = (_prefilter_matrix(n, samples.dtype, samples.device) for n in (nz, nx))
         found = torch.matmul(mx, torch.tensordot(mz, samples, dims=1))
         return found if out is None else out.copy_(found)

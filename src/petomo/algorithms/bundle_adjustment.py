@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool3d
 
+from petomo.algorithms.coarse_alignment import smooth
 from petomo.algorithms.status import Status
 from petomo.core.grid import Grid
 from petomo.core.pose import Poses, rotation_matrices
@@ -35,6 +36,9 @@ class BundleOptions:
         Gradient steps.
     width_angstrom : float
         First guess of the blobs' standard deviation.
+    blur_angstrom : float
+        Standard deviation of a Gaussian that blurs projections and blobs: catches tilts that are farther off
+        than a blob is wide, with poses that are less sharp.
     blob_step, shift_step : float
         Adam steps in angstrom.
     angle_step : float
@@ -54,6 +58,7 @@ class BundleOptions:
 
     iterations: int = 400
     width_angstrom: float = 0.4
+    blur_angstrom: float = 0.0
     blob_step: float = 0.02
     shift_step: float = 0.02
     angle_step: float = 2e-3
@@ -190,20 +195,23 @@ def adjust(
         ``state`` is empty but for the last, which holds ``points``, ``weights``, ``width`` (logarithm of the
         standard deviation), ``angles``, ``tau``, ``affine`` (tilt, 3).
     """
-    data, mask = projections.float(), mask.to(projections.device, torch.float32)
+    mask = mask.to(projections.device, torch.float32)
+    data = _blurred(projections.float(), mask, options.blur_angstrom / pixel_size)
     like = {"dtype": data.dtype, "device": data.device}
     grid = Grid(tuple(data.shape[1:]), (pixel_size, pixel_size))
     scale = float(((data**2 * mask).sum() / mask.sum()).sqrt())
     weights = torch.full((len(points),), scale, **like)
-    bundle = _Bundle(points.to(**like), weights, poses, options.width_angstrom)
+    least, first, most = (
+        math.hypot(f * options.width_angstrom, options.blur_angstrom) for f in (0.5, 1, 1.6)
+    )
+    bundle = _Bundle(points.to(**like), weights, poses, first)
     optimiser = torch.optim.Adam(_groups(bundle, options, scale), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda i: 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, i / options.iterations)))
     )
     nominal = tilts.to(**like)
     patches = float(mask.sum()) * (pixel_size / options.correlation) ** 2
-    narrow, wide = math.log(options.width_angstrom / 2), math.log(options.width_angstrom * 1.6)
-    reach = math.ceil(_SIGMAS * math.exp(wide) / pixel_size)
+    reach = math.ceil(_SIGMAS * most / pixel_size)
     for iteration in range(options.iterations):
         optimiser.zero_grad()
         misfit = _misfit(bundle(grid, reach), data, mask) / scale**2
@@ -215,10 +223,17 @@ def adjust(
         schedule.step()
         with torch.no_grad():
             bundle.weights.clamp_(min=0)
-            bundle.width.clamp_(narrow, wide)
+            bundle.width.clamp_(math.log(least), math.log(most))
             _centre(bundle)
         last = iteration + 1 == options.iterations
         yield Status(iteration + 1, float(misfit.detach()), state=_result(bundle) if last else {})
+
+
+def _blurred(images: Tensor, mask: Tensor, sigma: float) -> Tensor:
+    """Where the scan looked, a blur by ``sigma`` pixels of what it saw."""
+    if sigma == 0:
+        return images
+    return smooth(images * mask, sigma) / smooth(mask, sigma).clamp_min(1e-3)
 
 
 def _groups(bundle: _Bundle, options: BundleOptions, scale: float) -> list[dict]:

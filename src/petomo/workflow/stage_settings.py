@@ -104,6 +104,9 @@ class BundleSettings(Section):
     )
     min_distance_angstrom: PositiveFloat = Field(default=1.2, description="nearest two blobs can start")
     width_angstrom: PositiveFloat = Field(default=0.4, description="first guess of a blob's width (sigma)")
+    blur_angstrom: NonNegativeFloat = Field(
+        default=0.5, description="blur of the first round (sigma), which catches tilts that are farther off"
+    )
     affine: bool = Field(default=True, description="let every scan be a little stretched and sheared")
 
 

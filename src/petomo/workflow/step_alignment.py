@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -113,7 +115,7 @@ def _bundle(
 ) -> tuple[Poses, Tensor]:
     """Sharpen the poses with sparse blobs; also gives the distortion of every scan, ``(tilt, 3)``."""
     settings = context.config.alignment.bundle
-    options = BundleOptions(
+    sharp = BundleOptions(
         iterations=settings.iterations, width_angstrom=settings.width_angstrom, affine=settings.affine
     )
     begin, distortion = 0, torch.zeros(len(poses), 3, dtype=torch.float64)
@@ -122,6 +124,7 @@ def _bundle(
         poses = poses_of(saved)
     total, tilts = settings.rounds * settings.iterations, context.series.stage_tilts
     for number in range(begin, settings.rounds):
+        options = sharp if number else replace(sharp, blur_angstrom=settings.blur_angstrom)
         # a start for blobs: phi is small, and costs most of the time of a projection
         level = poses.replace(phi=torch.zeros_like(poses.phi))
         volume = _linear_volume(grids, projections, weights, level)

@@ -85,6 +85,33 @@ def test_poses_and_distortions_are_found_in_noise():
     assert not any(s.state for s in statuses[:-1])
 
 
+def test_a_blur_catches_tilts_that_are_far_off():
+    points, _, truth, _, images = scene()
+    tau = truth.tau.clone()
+    tau[4, 0] += 2.0
+    tau[1, 1] -= 2.0
+
+    def shifts(start, **options):
+        poses = poses_of(fit(images, start_near(points), start, iterations=150, **options)[1])
+        return poses, pose_errors(poses, truth)["shift"].max()
+
+    off = truth.replace(tau=tau)
+    assert shifts(off)[1] > 1.5, "or it is not worth a blur"
+    caught, error = shifts(off, blur_angstrom=0.5)
+    assert error < 0.1
+    assert shifts(caught)[1] < 0.03
+
+
+def test_a_blur_takes_no_notice_of_what_the_scan_did_not_see():
+    points, nominal, _, _, images = scene()
+    mask = torch.ones_like(images)
+    mask[:, :, :4] = mask[:, :3] = 0
+    _, clean = fit(images, points, nominal, mask, iterations=10, blur_angstrom=0.5)
+    images = torch.where(mask > 0, images, torch.full_like(images, 50.0))
+    _, dirty = fit(images, points, nominal, mask, iterations=10, blur_angstrom=0.5)
+    torch.testing.assert_close(clean["tau"], dirty["tau"], rtol=0, atol=2e-3)
+
+
 def test_what_the_scan_did_not_see_counts_for_nothing():
     points, nominal, _, _, images = scene()
     mask = torch.ones_like(images)

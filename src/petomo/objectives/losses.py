@@ -70,7 +70,8 @@ class Poisson:
         value = model - data - data * torch.log(model / data)
         if self.mask is not None:
             slope, value = slope * self.mask, value * self.mask
-        return value.sum((-2, -1)), slope
+        # near the truth a difference of logarithms rounds below zero
+        return value.sum((-2, -1)).clamp_min(0), slope
 
     def noise_floor(self, expected: Tensor) -> Tensor:
         """Mean value per pattern of a perfect model of Poisson counts with these means."""

@@ -133,6 +133,13 @@ def test_shipped_configurations_are_valid(path):
     assert load_config(path).version == 1
 
 
+@pytest.mark.parametrize("section", ["ptychography", "alignment", "end_to_end", "analysis", "refinement"])
+def test_what_init_writes_is_the_default(section):
+    """The template spells settings out to be changed; those that nobody changes have to be the tuned ones."""
+    template = load_config(SRC / "workflow" / "template.yaml")
+    assert getattr(template, section) == Config.model_fields[section].get_default(call_default_factory=True)
+
+
 def test_the_documentation_is_up_to_date():
     page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
     assert renew(page) == page, "run: python -m petomo.workflow.reference docs/configuration.md"

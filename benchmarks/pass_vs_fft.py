@@ -153,16 +153,19 @@ def row(size: int, per: dict[str, float]) -> str:
     return f"{size:4d} x {size:<4d} core-ms/pattern: " + ", ".join(cells)
 
 
-def machine() -> str:
-    """Processor, thread count and versions."""
-    name = platform.processor() or platform.machine()
+def processor() -> str:
+    """Its name."""
     try:
         with open("/proc/cpuinfo") as lines:
-            name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        pass
+        return platform.processor() or platform.machine()
+
+
+def machine() -> str:
+    """Processor, thread count and versions."""
     load = os.getloadavg()[0]
-    return f"{name}, {os.cpu_count()} cpus, 1 thread used, torch {torch.__version__}, load {load:.1f}"
+    return f"{processor()}, {os.cpu_count()} cpus, 1 thread used, torch {torch.__version__}, load {load:.1f}"
 
 
 def main() -> None:

@@ -24,22 +24,16 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from noise_series import Size, make_series
 
 from petomo.algorithms.descent import reconstruct
 from petomo.algorithms.descent_options import DescentOptions, Schedule
-from petomo.core.dataset import scan_positions
-from petomo.core.grid import Grid
 from petomo.core.parallel import ALONE, Team, assembled
-from petomo.core.pose import Poses
-from petomo.models.ptycho_tomography import PtychoTomography, TomographyGeometry
 from petomo.models.ptychography import Ptychography
 from petomo.objectives.losses import Amplitude
 from petomo.objectives.regularizers import L1Real, NonNegative
-from petomo.physics.multislice import MultisliceOptics
-from petomo.physics.probe import hermite_modes, make_probe
-from petomo.physics.resample import SliceGeometry
 
-TARGET, VOXEL, SLICES, MODES, WINDOW = 1.8, 0.25, 8, 3, 64
+TARGET = 1.8
 
 
 def options(settings: argparse.Namespace, angles: bool) -> DescentOptions:
@@ -51,42 +45,32 @@ def options(settings: argparse.Namespace, angles: bool) -> DescentOptions:
     )  # fmt: skip
 
 
-def series(settings: argparse.Namespace, angles: tuple[float, float]) -> tuple[PtychoTomography, list]:
-    """Tilts with the given phi and psi, and patterns of noise: the time does not depend on them."""
-    torch.manual_seed(0)
-    shape, grid = tuple(settings.volume), Grid((WINDOW, WINDOW), VOXEL)
-    thickness = shape[0] * VOXEL / SLICES
-    optics = MultisliceOptics(grid, 3e5, thickness)
-    geometry = TomographyGeometry(SliceGeometry(SLICES, thickness, shape[1:], VOXEL), optics)
-    probe = hermite_modes(make_probe(grid, 3e5, 20.0, {"C10": -100.0}, 1e4), MODES, grid).to(torch.complex64)
-    theta = torch.linspace(-0.4, 0.5, settings.tilts, dtype=torch.float64)
-    poses = Poses(torch.full_like(theta, angles[0]), theta, torch.full_like(theta, angles[1]),
-                  torch.zeros(len(theta), 2, dtype=torch.float64))  # fmt: skip
-    step = ((shape[1] - 24) * VOXEL / settings.scan[0], (shape[2] - 24) * VOXEL / settings.scan[1])
-    positions = [scan_positions(tuple(settings.scan), step)] * len(theta)
-    patterns = [torch.poisson(torch.full((len(p), WINDOW, WINDOW), 1e4 / WINDOW**2)) for p in positions]
-    probes = [probe] * len(theta)
-    return PtychoTomography(20 * torch.rand(shape), poses, probes, positions, geometry), patterns
+def size(settings: argparse.Namespace, angles: tuple[float, float]) -> Size:
+    """The asked for volume and scan, all tilts with the given phi and psi."""
+    return Size(tuple(settings.volume), tuple(settings.scan), settings.tilts, angles=angles)
 
 
 def end_to_end(settings: argparse.Namespace, team: Team, angles: tuple[float, float], turned: bool):
     """Passes of Algorithm 3."""
-    model, patterns = series(settings, angles)
+    model, patterns = make_series(size(settings, angles))
     terms = [L1Real(0.01), NonNegative()]
     return reconstruct(
-        model, lambda t, i: patterns[t][i], Amplitude(), options(settings, turned), terms, None, team
+        model, lambda _, i: patterns[i].float(), Amplitude(), options(settings, turned), terms, None, team
     )
 
 
 def single_tilts(settings: argparse.Namespace, team: Team):
     """Passes of Algorithm 1 over as many tilts as there are processes, each its share of them."""
-    model, patterns = series(settings, (0.0, 0.0))
+    model, patterns = make_series(size(settings, (0.0, 0.0)))
     phase = model.phase(0)[0].detach()
     tilts = range(settings.processes)[team.share(settings.processes)]
     solvers = [
         reconstruct(
             Ptychography(phase, model.probes[0].detach(), model.positions[0].detach(), model.geometry.optics),
-            lambda _, i: patterns[0][i], Amplitude(), options(settings, False), [L1Real(0.01), NonNegative()],
+            lambda _, i: patterns[i].float(),
+            Amplitude(),
+            options(settings, False),
+            [L1Real(0.01), NonNegative()],
         )
         for _ in tilts
     ]  # fmt: skip
@@ -139,7 +123,9 @@ def work(settings: argparse.Namespace) -> None:
             tilts = f"{settings.tilts} tilts of {scan}"
             print(f"{team.size} processes on {os.cpu_count()} cpus; volume {voxels}, {tilts},")
             steps = f"batches of {settings.batch}" if settings.batch else "one step a tilt"
-            print(f"{WINDOW} x {WINDOW} pixels, {SLICES} slices, {MODES} modes, {steps}.\n")
+            print(
+                f"{Size.window} x {Size.window} pixels, {Size.slices} slices, {Size.modes} modes, {steps}.\n"
+            )
             print("| pass | one: s | all: s | faster | one: core-s | busiest: core-s | faster | load |")
             print("|---|---:|---:|---:|---:|---:|---:|---:|")
         for name, make in CASES.items():

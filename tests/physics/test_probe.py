@@ -184,15 +184,10 @@ def test_defocus_of_a_noisy_mode():
     assert fit_defocus(noisy, GRID, ENERGY, SEMIANGLE)["C10"] == pytest.approx(-80.0, abs=3.0)
 
 
-def test_round_aberrations_do_without_azimuths(monkeypatch):
+def test_aberrations_do_without_the_arctangent(monkeypatch):
     q = torch.linspace(-1, 1, 7, dtype=torch.float64)
-    asked = []
-    real = torch.atan2
-    monkeypatch.setattr(torch, "atan2", lambda *args: asked.append(1) or real(*args))
-    aberration_phase(q[:, None], q[None], 0.025, {"C10": -60.0, "C30": 1e4, "C12": 0.0})
-    assert not asked
-    aberration_phase(q[:, None], q[None], 0.025, {"C10": -60.0, "C12": 5.0, "C23": 10.0})
-    assert asked == [1]
+    monkeypatch.delattr(torch, "atan2")
+    aberration_phase(q[:, None], q[None], 0.025, {"C10": -60.0, "C12": 5.0, "C23": 10.0, "C30": 1e4})
 
 
 def test_orthogonal_modes_have_one_phase():

@@ -1,12 +1,23 @@
 """Small spots drawn into an image."""
 
+import pytest
 import torch
 
 from helpers import assert_gradients
+from petomo.physics import splat
 from petomo.physics.splat import draw_windows
 
 SHAPE = (9, 12)
 PLACES = torch.tensor([0, 4, 4, 6]), torch.tensor([8, 2, 3, 0])  # two of them overlap, two touch the edge
+
+
+@pytest.fixture(autouse=True, params=["compiled", "plain torch"])
+def way(request, monkeypatch):
+    """Every test runs both ways."""
+    if request.param == "plain torch":
+        monkeypatch.setattr(splat, "_compiled", lambda _: None)
+    else:
+        pytest.importorskip("numba")
 
 
 def spots():
@@ -35,3 +46,15 @@ def test_adjoint_of_one_profile():
     drawn = draw_windows(rows.requires_grad_(), columns, *PLACES, SHAPE)
     (back,) = torch.autograd.grad(drawn, rows, image)
     torch.testing.assert_close((drawn * image).sum(), (rows * back).sum())
+
+
+def test_profiles_and_gradients_need_not_be_contiguous():
+    rows, columns = (part.T.contiguous().T.requires_grad_() for part in spots())
+    drawn = draw_windows(rows, columns, *PLACES, SHAPE)
+    given = torch.autograd.grad(
+        drawn, (rows, columns), torch.ones(SHAPE, dtype=torch.float64).T.contiguous().T
+    )
+    plain = [part.detach().contiguous().requires_grad_() for part in (rows, columns)]
+    expected = torch.autograd.grad(draw_windows(*plain, *PLACES, SHAPE).sum(), plain)
+    for ours, theirs in zip(given, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)

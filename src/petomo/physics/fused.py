@@ -27,6 +27,10 @@ NEAR = 1 << 16
 
 _dft, _inverse_dft = mkl.forward, mkl.backward
 _jit = partial(numba.njit, cache=True, nogil=True, fastmath=True, error_model="numpy")
+#: For parts of other functions. As functions of their own they would be compiled twice, by themselves and
+#: into their callers; what has just been compiled uses the one, what comes from the cache the other, and
+#: they round differently.
+_part = partial(_jit, inline="always")
 
 
 @lru_cache
@@ -36,22 +40,22 @@ def _rows_are_faster() -> bool:
     return described.is_file() and "AuthenticAMD" in described.read_text()
 
 
-@_jit
+@_part
 def _fft(handle, wave):
     _dft(handle, wave.ctypes.data, wave.ctypes.data)
 
 
-@_jit
+@_part
 def _fft_to(handle, wave, out):
     _dft(handle, wave.ctypes.data, out.ctypes.data)
 
 
-@_jit
+@_part
 def _ifft(handle, wave):
     _inverse_dft(handle, wave.ctypes.data, wave.ctypes.data)
 
 
-@_jit
+@_part
 def _transpose(out, wave):
     # eight rows at a time, so that whole cache lines are written
     rows, columns = wave.shape
@@ -69,7 +73,7 @@ def _transpose(out, wave):
             out[j, i] = wave[i, j]
 
 
-@_jit
+@_part
 def _multiply(wave, factors):
     for i in range(wave.shape[0]):
         line, factor = wave[i], factors[i]
@@ -77,7 +81,7 @@ def _multiply(wave, factors):
             line[j] *= factor[j]
 
 
-@_jit
+@_part
 def _transmit(wave, field, y, x):
     # row by row, since the compiler knows of these that they are contiguous
     rows, columns = wave.shape
@@ -87,7 +91,7 @@ def _transmit(wave, field, y, x):
             line[j] *= factor[j]
 
 
-@_jit
+@_part
 def _shift(wave, spectrum, first, last):
     for i in range(wave.shape[0]):
         line, source, factor = wave[i], spectrum[i], first[i]
@@ -95,7 +99,7 @@ def _shift(wave, spectrum, first, last):
             line[j] = source[j] * (factor * last[j])
 
 
-@_jit
+@_part
 def _propagate(out, wave, spare, propagator, plan):
     """To the next slice; by rows the propagator is transposed."""
     whole, apart, rows, columns = plan
@@ -114,7 +118,7 @@ def _propagate(out, wave, spare, propagator, plan):
     _ifft(rows, out)
 
 
-@_jit
+@_part
 def _propagate_back(adjoint, spare, propagator, plan):
     """The conjugate adjoint wave to the slice before, in place."""
     whole, _, rows, columns = plan
@@ -132,7 +136,7 @@ def _propagate_back(adjoint, spare, propagator, plan):
     _fft(rows, adjoint)
 
 
-@_jit
+@_part
 def _detect(intensity, far, scale):
     for i in range(far.shape[0]):
         line, wave = intensity[i], far[i]
@@ -140,7 +144,7 @@ def _detect(intensity, far, scale):
             line[j] += scale * (wave[j].real * wave[j].real + wave[j].imag * wave[j].imag)
 
 
-@_jit
+@_part
 def _conjugate(far, weight):
     for i in range(far.shape[0]):
         line, factor = far[i], weight[i]
@@ -148,7 +152,7 @@ def _conjugate(far, weight):
             line[j] = factor[j] * line[j].conjugate()
 
 
-@_jit
+@_part
 def _absorb(absorption, adjoint, wave, y, x):
     rows, columns = wave.shape
     for i in range(rows):
@@ -158,7 +162,7 @@ def _absorb(absorption, adjoint, wave, y, x):
             gain[j] -= w.real * c.real - w.imag * c.imag
 
 
-@_jit
+@_part
 def _pull_back(phase, adjoint, wave, field, y, x):
     # two loops a row, which the compiler does better than one
     rows, columns = wave.shape
@@ -172,7 +176,7 @@ def _pull_back(phase, adjoint, wave, field, y, x):
             line[j] *= factor[j]
 
 
-@_jit
+@_part
 def _collect(adjoint, spectrum, first, last, gradient, along_first, along_last):
     """Adjoint of `_shift`, and the overlap summed to both axes."""
     for i in range(adjoint.shape[0]):

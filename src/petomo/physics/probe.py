@@ -56,20 +56,28 @@ def aberration_phase(
         raise ValueError(
             f"unknown aberration {unknown[0]!r}; known are {', '.join(ABERRATIONS)} and angles phi12 ..."
         )
-    alpha2 = wavelength**2 * (qy**2 + qx**2)
-    azimuth = None  # slow, and round aberrations do without
+    ay, ax = wavelength * qy, wavelength * qx
+    alpha2 = ay**2 + ax**2
     chi = torch.zeros_like(alpha2)
     for name, (n, m) in ABERRATIONS.items():
         value = coefficients.get(name, 0.0)
         if isinstance(value, float | int) and value == 0:
             continue
-        term = value * alpha2 ** ((n + 1) / 2) / (n + 1)
+        term = value / (n + 1) * alpha2 ** ((n + 1 - m) // 2)
         if m:
-            if azimuth is None:
-                azimuth = torch.atan2(qy.expand(alpha2.shape), qx.expand(alpha2.shape))
-            term = term * torch.cos(m * (azimuth - coefficients.get(name.replace("C", "phi"), 0.0)))
+            turn = m * torch.as_tensor(coefficients.get(name.replace("C", "phi"), 0.0), dtype=torch.float64)
+            cosine, sine = _harmonic(ay, ax, m)
+            term = term * (cosine * torch.cos(turn) + sine * torch.sin(turn))
         chi = chi + term
     return 2 * math.pi / wavelength * chi
+
+
+def _harmonic(y: Tensor, x: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    """``r^m cos(m azimuth)`` and ``r^m sin(m azimuth)`` as polynomials: the arctangent is slow."""
+    cosine, sine = x, y
+    for _ in range(order - 1):
+        cosine, sine = cosine * x - sine * y, cosine * y + sine * x
+    return cosine, sine
 
 
 def aperture(qy: Tensor, qx: Tensor, cutoff: float, edge: float | tuple[float, float]) -> Tensor:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -11,20 +14,51 @@ from torch.autograd.function import once_differentiable
 
 class _DrawWindows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, columns, index, shape):  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.save_for_backward(rows, columns, index)
-        image = rows.new_zeros(shape[0] * shape[1])
-        image.index_add_(0, index.flatten(), (rows[:, :, None] * columns[:, None]).flatten())
-        return image.view(*shape)
+    def forward(ctx, rows, columns, first_row, first_column, shape):  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(rows, columns, first_row, first_column)
+        image, compiled = rows.new_zeros(*shape), _compiled(rows.device.type)
+        if compiled is not None:
+            compiled.draw(*_arrays(image, rows, columns, first_row, first_column))
+            return image
+        index = _index(rows, columns, first_row, first_column, shape[1])
+        image.view(-1).index_add_(0, index.flatten(), (rows[:, :, None] * columns[:, None]).flatten())
+        return image
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):  # pyright: ignore[reportIncompatibleMethodOverride]
-        rows, columns, index = ctx.saved_tensors
-        windows = upstream.flatten()[index]
+        rows, columns, first_row, first_column = ctx.saved_tensors
+        places = first_row, first_column
+        compiled = _compiled(rows.device.type)
+        if compiled is not None:
+            grads = torch.empty_like(rows), torch.empty_like(columns)
+            compiled.read(*_arrays(upstream.contiguous(), rows, columns, *places, *grads))
+            return *grads, None, None, None
+        windows = upstream.flatten()[_index(rows, columns, *places, upstream.shape[1])]
         by_rows = torch.matmul(windows, columns[:, :, None])[..., 0]
         by_columns = torch.matmul(rows[:, None], windows)[:, 0]
-        return by_rows, by_columns, None, None
+        return by_rows, by_columns, None, None, None
+
+
+def _index(rows: Tensor, columns: Tensor, first_row: Tensor, first_column: Tensor, width: int) -> Tensor:
+    """Where in the flat image the pixels of all windows lie, ``(spot, ky, kx)``."""
+    y, x = (torch.arange(part.shape[1], device=rows.device) for part in (rows, columns))
+    return ((first_row[:, None] + y) * width)[:, :, None] + (first_column[:, None] + x)[:, None]
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [t.detach().numpy() for t in tensors]
+
+
+@lru_cache
+def _compiled(device: str) -> ModuleType | None:
+    if device != "cpu":
+        return None
+    try:
+        from petomo.physics import compiled_splat
+    except (ImportError, RuntimeError):  # no numba, or nowhere to keep what it compiles
+        return None
+    return compiled_splat
 
 
 def draw_windows(
@@ -43,6 +77,4 @@ def draw_windows(
     shape : (int, int)
         Of the image.
     """
-    y, x = (torch.arange(part.shape[1], device=rows.device) for part in (rows, columns))
-    index = ((first_row[:, None] + y) * shape[1])[:, :, None] + (first_column[:, None] + x)[:, None]
-    return _DrawWindows.apply(rows, columns, index, shape)  # pyright: ignore
+    return _DrawWindows.apply(rows, columns, first_row, first_column, shape)  # pyright: ignore

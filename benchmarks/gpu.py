@@ -1,4 +1,4 @@
-"""Everything that needs a GPU in one go: the tests marked `gpu`, then timings beside the processor's.
+"""What needs a GPU, in one go: the tests marked `gpu`, timings beside the processor's, the paper's size.
 
 python benchmarks/gpu.py
 """
@@ -84,7 +84,9 @@ def main() -> int:
         rotation_times(128, device)
     multislice_times(256, 64, (4, 16, 64), CUDA)
     rotation_times(256, CUDA)
-    return tests.returncode
+    size = ["--device", "cuda", "--tilts", "4", "--write"]
+    paper = subprocess.run([sys.executable, "benchmarks/paper_size.py", *size], cwd=ROOT, check=False)
+    return tests.returncode or paper.returncode
 
 
 if __name__ == "__main__":

@@ -106,6 +106,15 @@ def test_position_curvature_is_the_hessian_at_a_perfect_fit(loss):
     assert relative_error(found[k], hessian) < 0.05
 
 
+@pytest.mark.parametrize("sample", [2, 4, 60])
+def test_some_positions_stand_for_those_after_them(sample):
+    model = problem()
+    every = position_curvature(model, 0, 2.0)
+    some = position_curvature(model, 0, 2.0, sample)
+    for k in range(49):
+        torch.testing.assert_close(some[k], every[k - k % sample])
+
+
 @pytest.mark.parametrize("loss", [Amplitude(1e-4), Poisson(1e-4)])
 def test_angle_curvature_is_the_hessian_at_a_perfect_fit(loss):
     model = problem()

@@ -24,6 +24,8 @@ _MOVE_ANGSTROM = 0.03
 _MOVE_RADIAN = 2e-3
 #: Patterns held at a time.
 _BLOCK = 512
+#: Every how many positions tell the curvature of what all share, where enough are left.
+_SAMPLE, _ENOUGH = 4, 100
 
 
 @torch.no_grad()
@@ -67,7 +69,10 @@ def refine_geometry(
         return
     key = f"positions_{tilt}"
     if key not in kept or again:
-        kept[key] = position_curvature(model, tilt, curvature, team)
+        # what all share is known well enough from some of them
+        many = len(model.positions[tilt]) // _ENOUGH
+        sample = 1 if options.positions.step > 0 else max(1, min(_SAMPLE, many))
+        kept[key] = position_curvature(model, tilt, curvature, sample, team)
     known = kept[key]
     if options.affine.active(iteration):
         basis = affine_basis(model.positions[tilt].data)
@@ -102,7 +107,9 @@ def _move(model: Model, tilt: int, step: Tensor):
 
 
 @torch.no_grad()
-def position_curvature(model: Model, tilt: int, curvature: float, team: Team = ALONE) -> Tensor:
+def position_curvature(
+    model: Model, tilt: int, curvature: float, sample: int = 1, team: Team = ALONE
+) -> Tensor:
     """Gauss-Newton matrices ``(k, 2, 2)`` of the loss in the positions of one tilt, per square angstrom.
 
     Parameters
@@ -113,11 +120,15 @@ def position_curvature(model: Model, tilt: int, curvature: float, team: Team = A
         Which tilt.
     curvature : float
         Second derivative of the loss in the model amplitude (2 for `Amplitude`, 4 for `Poisson`).
+    sample : int
+        Every how many positions to look at, and less often where there are many; those between get the matrix
+        of the one before. 1 looks at all of them.
     team : Team
         Each of its processes looks at a part of the positions; all get all matrices.
     """
     positions, out = model.positions[tilt], []
-    every, phase = torch.arange(len(positions), device=positions.device), model.phase(tilt, team)
+    apart, phase = _apart(len(positions), sample), model.phase(tilt, team)
+    every = torch.arange(0, len(positions), apart, device=positions.device)
     for index in every[team.share(len(every))].split(_BLOCK):
         base = model.predict(tilt, index, phase).sqrt()
         slopes = []
@@ -128,12 +139,18 @@ def position_curvature(model: Model, tilt: int, curvature: float, team: Team = A
             positions.data.copy_(kept)
         jacobian = torch.stack(slopes, dim=1).flatten(2)
         out.append(curvature * jacobian @ jacobian.transpose(1, 2))
-    return team.join(torch.cat(out), len(positions), dim=0)
+    matrices = team.join(torch.cat(out), len(every), dim=0)
+    return matrices.repeat_interleave(apart, dim=0)[: len(positions)]
+
+
+def _apart(count: int, sample: int) -> int:
+    """Every how many of ``count`` positions to look at: ``sample``, or more to be left with some `_BLOCK`."""
+    return 1 if sample == 1 else max(sample, count // _BLOCK)
 
 
 @torch.no_grad()
 def angle_curvature(
-    model: PtychoTomography, tilt: int, curvature: float, sample: int = 4, team: Team = ALONE
+    model: PtychoTomography, tilt: int, curvature: float, sample: int = _SAMPLE, team: Team = ALONE
 ) -> Tensor:
     """Gauss-Newton matrix ``(3, 3)`` of the loss in (phi, theta, psi) of one tilt, per square radian.
 
@@ -148,8 +165,7 @@ def angle_curvature(
         Each of its processes looks at a part of those; all get the same matrix.
     """
     positions, angles = model.positions[tilt], model.angles[tilt]
-    sample = max(sample, len(positions) // _BLOCK)
-    every = torch.arange(0, len(positions), sample, device=positions.device)
+    every = torch.arange(0, len(positions), _apart(len(positions), sample), device=positions.device)
     index = every[team.share(len(every))]
     base = model.predict(tilt, index, model.phase(tilt, team)).sqrt()
     slopes = []

@@ -107,7 +107,8 @@ def table(rows: dict[int, Any]) -> str:
             f"{row['seconds']:.0f} s",
         ])  # fmt: skip
     dense = rows[min(rows)]
-    whole = f"All patterns together: FSC with the truth falls to 0.5 at {study.angstrom(dense['resolution'])}"
+    which = f"The halves of 1/{min(rows)} together"
+    whole = f"{which}: FSC with the truth falls to 0.5 at {study.angstrom(dense['resolution'])}"
     cones = ", ".join(f"{study.angstrom(dense['cones'][name])} along {name}" for name in "xyz")
     return f"{study.markdown(header, lines)}\n\n{whole} ({cones})."
 

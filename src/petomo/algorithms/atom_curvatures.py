@@ -62,9 +62,9 @@ def position_gram(model: AtomicTomography, tilt: int) -> Tensor:
 
 @torch.no_grad()
 def _grams(model: AtomicTomography, tilt: int, sample: int = 5) -> tuple[float, float, Tensor]:
-    """``sum (da/dp)^2`` for moving atoms, growing ones and strains, from every ``sample``-th position."""
+    """``sum (da/dp)^2`` for moving atoms, growing ones and strains, from some of the positions."""
     count = len(model.stray[tilt])
-    index = torch.arange(0, count, sample)
+    index = torch.arange(0, count, max(sample, count // _BLOCK))  # some hundred tell it
     base = model.predict(tilt, index).sqrt()
 
     def slope(*changes: tuple[Tensor, Tensor]) -> Tensor:

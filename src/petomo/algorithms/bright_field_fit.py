@@ -12,6 +12,7 @@ from torch import Tensor
 
 from petomo.algorithms.bright_field_direct import folded_frequencies, solve
 from petomo.algorithms.bright_field_stack import BrightFieldStack
+from petomo.core.threads import shares, spread
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,14 @@ class ExplainedSignal:
         """Share between 0 and 1."""
         stack = self.stack if rotation is None else self.stack.turned(rotation)
         q = folded_frequencies(stack, self.upsample)[self.groups]
-        blocks = solve(stack, "weak_phase", aberrations, q, self.ridge, self.cutoff, self.signal)
-        return float(sum(explained.sum() for _, _, explained in blocks)) / self.energy
+
+        def explained(share: slice) -> float:
+            blocks = solve(
+                stack, "weak_phase", aberrations, q[share], self.ridge, self.cutoff, self.signal[share]
+            )
+            return sum(float(energy.sum()) for _, _, energy in blocks)
+
+        return sum(spread(explained, shares(len(q), least=16))) / self.energy
 
 
 def explained_signal(

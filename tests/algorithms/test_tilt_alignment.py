@@ -10,10 +10,9 @@ from petomo.algorithms.coarse_alignment import (
     downsample,
     flatten_background,
     is_isolated,
-    register_lines,
-    register_neighbours_x,
     specimen_support,
 )
+from petomo.algorithms.registration import common_line_misfit, masked_correlation, register_neighbours
 from petomo.algorithms.tilt_alignment import AlignmentOptions, AlignmentStage, align, poses_of
 from petomo.core.grid import Grid
 from petomo.core.pose import Poses, pose_errors
@@ -114,24 +113,80 @@ def test_downsampling_keeps_the_origin(factor, shape):
     assert small.sum() * factor**2 == pytest.approx(image.sum().item(), rel=0.01)
 
 
-def test_lines_are_registered_to_a_fraction_of_a_pixel():
-    x = (torch.arange(60, dtype=torch.float64) - 30) * 0.4
-    shifts = torch.tensor([0.0, 1.13, -0.77, 0.31], dtype=torch.float64)
-    lines = sum(h * torch.exp(-((x - p - shifts[:, None]) ** 2)) for h, p in ((1, -2.0), (0.6, 1.4)))
-    found, misfit = register_lines(lines, 0.4, 1.0)
-    assert (found - found[0] - shifts).abs().max() < 0.02
-    assert misfit < 1e-3
+def test_correlation_of_what_two_masks_allow():
+    """Against the definition, shift by shift."""
+    generator = torch.Generator().manual_seed(5)
+    image, reference = torch.rand(2, 6, 7, generator=generator, dtype=torch.float64)
+    mask, reference_mask = (torch.rand(2, 6, 7, generator=generator) > 0.2).double()
+    found = masked_correlation(image, mask, reference, reference_mask)
+    most = 0.4 * (mask * reference_mask).sum()
+    for y, x in [(0, 0), (1, 0), (0, -1), (-2, 1), (1, 2)]:
+        pairs = [
+            (float(image[i + y, j + x]), float(reference[i, j]))
+            for i in range(6) for j in range(7)
+            if 0 <= i + y < 6 and 0 <= j + x < 7 and mask[i + y, j + x] and reference_mask[i, j]
+        ]  # fmt: skip
+        assert len(pairs) > most
+        expected = torch.corrcoef(torch.tensor(pairs, dtype=torch.float64).T)[0, 1]
+        assert found[y, x] == pytest.approx(float(expected), abs=1e-6), (y, x)
+    assert found[5, 6] == -1, "hardly any overlap"
 
 
-def test_neighbours_are_registered_across_the_axis():
+def test_neighbours_are_registered():
     generator = torch.Generator().manual_seed(2)
     atoms = 14 * (torch.rand(120, 3, generator=generator, dtype=torch.float64) - 0.5)
     atoms[:, 2] *= 0.05
     tilts = torch.linspace(-30, 30, 7, dtype=torch.float64) * DEGREE
     across = torch.tensor([0.8, -0.5, 0.3, 0.0, -0.9, 0.4, 0.6], dtype=torch.float64)
-    poses = Poses.from_tilts(tilts).replace(tau=torch.stack([across, 0 * across], 1))
-    found = register_neighbours_x(gaussian_images(poses.apply(atoms), (40, 50)), tilts, PIXEL)
-    assert (found - across).abs().max() < 0.15
+    along = torch.tensor([-0.7, 0.4, 0.9, 0.0, 1.3, -0.6, 0.2], dtype=torch.float64)
+    poses = Poses.from_tilts(tilts).replace(tau=torch.stack([across, along], 1))
+    images = gaussian_images(poses.apply(atoms), (40, 50))
+    found = register_neighbours(images, torch.ones_like(images), tilts, PIXEL)
+    assert (found - poses.tau).abs().max() < 0.15
+
+
+def test_common_lines_tell_shifts_and_agreement():
+    generator = torch.Generator().manual_seed(3)
+    atoms = 8 * (torch.rand(30, 3, generator=generator, dtype=torch.float64) - 0.5)
+    tilts = torch.linspace(-40, 40, 5, dtype=torch.float64) * DEGREE
+    along = torch.tensor([0.5, -1.0, 0.0, 1.2, -0.4], dtype=torch.float64)
+    poses = Poses.from_tilts(tilts).replace(tau=torch.stack([0 * along, along], 1))
+    images = gaussian_images(poses.apply(atoms), (44, 40))
+    whole = torch.ones_like(images)
+    assert common_line_misfit(images, whole, along, PIXEL) < 0.01
+    assert common_line_misfit(images, whole, 0 * along, PIXEL) > 0.1
+    assert common_line_misfit(images, 0 * whole, along, PIXEL) == float("inf")
+
+
+def lattice_and_wall(psi):
+    """A crystal beside a wall that runs out of the scan, as a Te particle on a nanotube."""
+    generator = torch.Generator().manual_seed(6)
+    cell = torch.tensor([2.6, 3.0, 2.8], dtype=torch.float64)
+    nodes = torch.stack(torch.meshgrid(*[torch.arange(-1.0, 3.0)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    turned = Poses(*torch.tensor([[0.2], [0.3], [0.25]], dtype=torch.float64), torch.zeros(1, 2)).matrices()[
+        0
+    ]
+    crystal = ((nodes - 0.5).double() * cell) @ turned.T + torch.tensor([3.0, 0.0, 0.0])
+    wall = 30 * (torch.rand(260, 3, generator=generator, dtype=torch.float64) - 0.5)
+    wall = wall * torch.tensor([0.05, 1.0, 0.1]) - torch.tensor([6.0, 0.0, 0.0])
+    tilts = torch.linspace(-50, 50, 21, dtype=torch.float64) * DEGREE
+    tau = 4 * (torch.rand(21, 2, generator=generator, dtype=torch.float64) - 0.5)
+    truth = Poses(0 * tilts, tilts, torch.full_like(tilts, psi), tau)
+    images = gaussian_images(truth.apply(torch.cat([crystal, wall])), (46, 60))
+    images = images + 0.05 * torch.randn(images.shape, generator=generator)
+    weights = torch.zeros_like(images)
+    weights[:, 7:-7, 4:-4] = 1
+    return images * weights, weights, tilts, truth
+
+
+@pytest.mark.parametrize("degrees", [0.8, -4.0])
+def test_a_crystal_that_is_not_alone_in_the_scan(degrees):
+    images, weights, tilts, truth = lattice_and_wall(degrees * DEGREE)
+    assert not is_isolated(flatten_background(images, weights, PIXEL, 0.1), weights, PIXEL)
+    found = coarse_poses(images, weights, tilts, PIXEL)
+    errors = pose_errors(found, truth)
+    assert found.psi[0] == pytest.approx(degrees * DEGREE, abs=1.5 * DEGREE)
+    assert errors["shift"].max() < 0.8, "no tilt is a lattice translation off"
 
 
 def test_outline_and_support(series):

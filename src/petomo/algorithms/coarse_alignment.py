@@ -9,7 +9,9 @@ import scipy.ndimage
 import torch
 from torch import Tensor
 
+from petomo.algorithms.registration import common_line_misfit, register_neighbours
 from petomo.core.grid import Grid
+from petomo.core.least_squares import least_squares
 from petomo.core.pose import Poses
 from petomo.physics.fourier import rotate_plane
 
@@ -101,107 +103,47 @@ def derotate(images: Tensor, psi: float) -> Tensor:
     return rotate_plane(images, torch.tensor(-psi, dtype=images.dtype))
 
 
-def register_lines(lines: Tensor, pixel_size: float, resolution: float) -> tuple[Tensor, float]:
-    """Shifts that register 1D profiles to their common mean, and how much of them disagrees afterwards.
+def find_tilt_axis(
+    detail: Tensor, views: Tensor, masks: Tensor, tilts: Tensor, pixel_size: float, span: float
+) -> float:
+    """Angle psi of the tilt axis in radian, the same for all projections, by common lines.
 
     Parameters
     ----------
-    lines : Tensor
-        ``tilt pixel``, zero outside the specimen or else on average.
-    pixel_size, resolution : float
-        Angstrom; finer detail than the resolution is ignored.
-
-    Returns
-    -------
-    shifts : Tensor
-        Angstrom, ``(tilt,)``, of each line against the mean.
-    misfit : float
-        Power of the differences from the mean over the power of the lines, 0 to 1, averaged over frequencies
-        with their amplitude as weight: by power, the coarse ones would drown the rest.
+    detail : Tensor
+        Projections less their background, ``(tilt, y, x)``.
+    views, masks, tilts : Tensor
+        What `petomo.algorithms.registration.register_neighbours` takes.
+    pixel_size : float
+        Angstrom.
+    span : float
+        Search within +- this angle.
     """
-    count, n = lines.shape
-    lines = lines.double()
-    size = 2 * n
-    spectrum = torch.fft.rfft(lines, n=size)
-    q = torch.fft.rfftfreq(size, pixel_size, dtype=torch.float64)
-    spectrum = spectrum * ((q > 0) & (q < 1 / resolution))
-    fine = 8
-    reference, shifts = spectrum[count // 2], torch.zeros(count, dtype=torch.float64)
-    for _ in range(5):
-        product = spectrum * reference.conj()
-        correlation = torch.fft.irfft(product, n=fine * size)
-        peak = correlation.argmax(1)
-        rows = torch.arange(count)
-        left, top, right = (correlation[rows, (peak + k) % (fine * size)] for k in (-1, 0, 1))
-        offset = 0.5 * (left - right) / (left - 2 * top + right)
-        position = peak + offset
-        position = torch.where(position > fine * size / 2, position - fine * size, position)
-        shifts = position * pixel_size / fine
-        aligned = spectrum * torch.exp(2j * math.pi * q * shifts[:, None])
-        reference = aligned.mean(0)
-    amplitude = aligned.abs().square().sum(0).sqrt()
-    misfit = (aligned - reference).abs().square().sum(0) / amplitude.clamp_min(1e-30)
-    return shifts, float(misfit.sum() / amplitude.sum())
-
-
-def find_tilt_axis(flat: Tensor, pixel_size: float, resolution: float, span: float) -> float:
-    """Angle psi of the tilt axis in radian, the same for all projections (common lines).
-
-    Summed across the tilt axis, all projections of a specimen are the same line up to a shift; the axis is
-    where the lines agree best.
-    """
-    step = math.radians(0.5)
+    step = math.radians(1.0)
     angles = np.arange(-math.ceil(span / step), math.ceil(span / step) + 1) * step
-    misfits = np.array([register_lines(derotate(flat, a).sum(-1), pixel_size, resolution)[1] for a in angles])
+    misfits = []
+    for angle in angles:
+        valid = derotate(masks, angle) > 0.5
+        along = register_neighbours(derotate(views, angle), valid, tilts, pixel_size)[:, 1]
+        misfits.append(common_line_misfit(derotate(detail, angle), valid, along, pixel_size))
+    misfits = np.array(misfits)
+    if not np.isfinite(misfits).all():
+        return 0.0
     best = int(misfits.argmin())
-    near = slice(max(best - 4, 0), best + 5)
-    curve = np.polyfit(angles[near] - angles[best], misfits[near], 2)
+    # single misfits scatter by how well the lines were registered
+    near = slice(max(best - 3, 0), best + 4)
+    curve = np.polyfit(angles[near], np.log(misfits[near].clip(1e-12)), 2)
     if curve[0] <= 0:
         return float(angles[best])
-    return float(angles[best] + np.clip(-curve[1] / (2 * curve[0]), -2 * step, 2 * step))
+    return float(np.clip(-curve[1] / (2 * curve[0]), angles[near][0], angles[near][-1]))
 
 
-def centre_of_mass_x(flat: Tensor, pixel_size: float) -> Tensor:
-    """Centre of mass along x in angstrom, ``(tilt,)``."""
-    x = Grid(tuple(flat.shape[-2:]), pixel_size).coordinates(1, dtype=flat.dtype)
-    return ((flat.sum(-2) * x).sum(-1) / flat.sum((-2, -1)).clamp_min(1e-12)).double()
-
-
-def register_neighbours_x(images: Tensor, tilts: Tensor, pixel_size: float) -> Tensor:
-    """Shifts along x in angstrom by cross-correlating each projection with its stretched neighbour.
-
-    For specimens that fill the field. Starts at the smallest tilt; the neighbour is stretched along x by the
-    ratio of the cosines (Guckenberger 1982).
-    """
-    order = torch.argsort(tilts)
-    start = int(tilts[order].abs().argmin())
-    shifts = torch.zeros(len(tilts), dtype=torch.float64)
-    for steps in (range(start + 1, len(tilts)), range(start - 1, -1, -1)):
-        for position in steps:
-            here = int(order[position])
-            there = int(order[position - 1 if position > start else position + 1])
-            ratio = float(torch.cos(tilts[here]) / torch.cos(tilts[there]))
-            neighbour = _stretch_x(images[there], ratio, float(shifts[there]) / pixel_size)
-            shifts[here] = _shift_x(images[here], neighbour) * pixel_size
-    return shifts
-
-
-def _stretch_x(image: Tensor, ratio: float, shift: float) -> Tensor:
-    """``out(x) = image(x / ratio + shift)`` by linear interpolation, x in pixels from ``n // 2``."""
-    n = image.shape[-1]
-    x = (np.arange(n) - n // 2) / ratio + shift + n // 2
-    rows = [np.interp(x, np.arange(n), row) for row in image.double().cpu().numpy()]
-    return torch.as_tensor(np.stack(rows), dtype=image.dtype)
-
-
-def _shift_x(image: Tensor, reference: Tensor) -> float:
-    """Pixels along x from the reference to the image, by cross-correlation at zero shift along y."""
-    n = image.shape[-1]
-    image, reference = (i.cpu() - i.mean().cpu() for i in (image, reference))
-    product = torch.fft.rfft(image, n=2 * n) * torch.fft.rfft(reference, n=2 * n).conj()
-    correlation = torch.fft.irfft(product.sum(0), n=16 * n)
-    peak = int(correlation.argmax())
-    return (peak - 16 * n if peak > 8 * n else peak) / 8
+def centres_of_mass(flat: Tensor, pixel_size: float) -> Tensor:
+    """Centre of mass of every projection as (x, y) in angstrom, ``(tilt, 2)``."""
+    grid = Grid(tuple(flat.shape[-2:]), pixel_size)
+    total = flat.sum((-2, -1)).clamp_min(1e-12)
+    sums = [(flat.sum(-1 - axis) * grid.coordinates(axis, dtype=flat.dtype)).sum(-1) for axis in (1, 0)]
+    return torch.stack([s / total for s in sums], dim=-1).double()
 
 
 def coarse_poses(
@@ -215,8 +157,8 @@ def coarse_poses(
 ) -> Poses:
     """Tilt axis and shifts without a volume.
 
-    The axis and the shifts along it come from common lines, the shifts across it from the centre of mass of
-    an isolated specimen, which also puts its centre at the origin, or else from neighbouring projections.
+    Shifts come from neighbouring projections, the axis from common lines. The centre of mass of an isolated
+    specimen is then put at the origin.
 
     Parameters
     ----------
@@ -231,27 +173,35 @@ def coarse_poses(
     axis_span : float
         Search the tilt axis within +- this angle in radian; 0 keeps it on y.
     resolution : float
-        Finest detail of the common lines used, angstrom.
+        Finer detail is blurred, angstrom.
     """
-    images, weights = images.cpu(), weights.cpu()
+    images, weights, tilts = images.cpu(), weights.cpu(), tilts.cpu()
     flat = flatten_background(images, weights, pixel_size, threshold)
     isolated = is_isolated(flat, weights, pixel_size)
     vacuum = weights * (flat <= 0) if isolated else weights
     detail = (images - _means(images, vacuum)) * weights
-    psi = find_tilt_axis(detail, pixel_size, resolution, axis_span) if axis_span > 0 else 0.0
-    turned, outline = derotate(detail, psi), derotate(flat, psi)
-    along, _ = register_lines(turned.sum(-1), pixel_size, resolution)
-    if isolated:
-        across = centre_of_mass_x(outline, pixel_size)
-        height = centre_of_mass_x(outline.transpose(-2, -1), pixel_size)
-        along = along - along.mean() + height.mean()
-    else:
-        across = register_neighbours_x(turned, tilts, pixel_size)
-        along = along - along[tilts.abs().argmin()]
+    factor = max(1, math.floor(0.8 * resolution / pixel_size + 1e-6))
+    sigma, pixel = resolution / pixel_size, pixel_size * factor
+    views = smooth(detail, sigma) / smooth(weights, sigma).clamp_min(0.3)
+    views, detail, masks = (downsample(v, factor) for v in (views, detail, weights))
+    psi = find_tilt_axis(detail, views, masks, tilts, pixel, axis_span) if axis_span > 0 else 0.0
+    across, along = register_neighbours(
+        derotate(views, psi), derotate(masks, psi) > 0.5, tilts, pixel
+    ).unbind(-1)
     cos, sin = math.cos(psi), math.sin(psi)
     poses = Poses.from_tilts(tilts)
-    tau = torch.stack([cos * across - sin * along, sin * across + cos * along], dim=-1)
-    return poses.replace(psi=torch.full_like(poses.psi, psi), tau=tau)
+    poses = poses.replace(
+        psi=torch.full_like(poses.psi, psi),
+        tau=torch.stack([cos * across - sin * along, sin * across + cos * along], dim=-1),
+    )
+    return _with_centre(poses, centres_of_mass(flat, pixel_size)) if isolated else poses
+
+
+def _with_centre(poses: Poses, centres: Tensor) -> Poses:
+    """The same poses about the point whose projections ``(tilt, 2)`` are closest to ``centres``."""
+    rows = poses.matrices()[:, :2].reshape(-1, 3)
+    point = least_squares(rows, (centres - poses.tau).reshape(-1, 1))
+    return poses.replace(tau=poses.tau + (rows @ point).view(-1, 2))
 
 
 def _means(images: Tensor, weights: Tensor) -> Tensor:

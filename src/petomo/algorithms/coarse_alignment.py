@@ -18,6 +18,7 @@ from petomo.physics.fourier import rotate_plane
 _BACKGROUND_QUANTILE = 0.1
 _PEAK_QUANTILE = 0.98
 _TOUCHING = 0.15
+_AXIS_PIXELS = 200  # a side is enough to tell the tilt axis to a degree
 
 
 def downsample(images: Tensor, factor: int) -> Tensor:
@@ -180,14 +181,15 @@ def coarse_poses(
     isolated = is_isolated(flat, weights, pixel_size)
     vacuum = weights * (flat <= 0) if isolated else weights
     detail = (images - _means(images, vacuum)) * weights
-    factor = max(1, math.floor(0.8 * resolution / pixel_size + 1e-6))
-    sigma, pixel = resolution / pixel_size, pixel_size * factor
+    sigma, factor = resolution / pixel_size, max(1, math.floor(0.8 * resolution / pixel_size + 1e-6))
     views = smooth(detail, sigma) / smooth(weights, sigma).clamp_min(0.3)
-    views, detail, masks = (downsample(v, factor) for v in (views, detail, weights))
-    psi = find_tilt_axis(detail, views, masks, tilts, pixel, axis_span) if axis_span > 0 else 0.0
-    across, along = register_neighbours(
-        derotate(views, psi), derotate(masks, psi) > 0.5, tilts, pixel
-    ).unbind(-1)
+    psi = 0.0
+    if axis_span > 0:
+        coarse = max(factor, math.ceil(max(images.shape[-2:]) / _AXIS_PIXELS))
+        small = (downsample(v, coarse) for v in (detail, views, weights))
+        psi = find_tilt_axis(*small, tilts, pixel_size * coarse, axis_span)
+    views, masks = (derotate(downsample(v, factor), psi) for v in (views, weights))
+    across, along = register_neighbours(views, masks > 0.5, tilts, pixel_size * factor).unbind(-1)
     cos, sin = math.cos(psi), math.sin(psi)
     poses = Poses.from_tilts(tilts)
     poses = poses.replace(

@@ -186,8 +186,8 @@ def coarse_poses(
     psi = 0.0
     if axis_span > 0:
         coarse = max(factor, math.ceil(max(images.shape[-2:]) / _AXIS_PIXELS))
-        small = (downsample(v, coarse) for v in (detail, views, weights))
-        psi = find_tilt_axis(*small, tilts, pixel_size * coarse, axis_span)
+        lines, small, seen = (downsample(v, coarse) for v in (detail, views, weights))
+        psi = find_tilt_axis(lines, small, seen, tilts, pixel_size * coarse, axis_span)
     views, masks = (derotate(downsample(v, factor), psi) for v in (views, weights))
     across, along = register_neighbours(views, masks > 0.5, tilts, pixel_size * factor).unbind(-1)
     cos, sin = math.cos(psi), math.sin(psi)

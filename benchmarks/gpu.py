@@ -1,6 +1,6 @@
 """What needs a GPU, in one go: the tests marked `gpu`, timings beside the processor's, the paper's size.
 
-python benchmarks/gpu.py
+python benchmarks/gpu.py    # the paper's size goes into docs/studies/speed.md as well
 """
 
 from __future__ import annotations

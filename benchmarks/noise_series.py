@@ -63,9 +63,8 @@ def make_series(
     torch.manual_seed(0)
     grid, thickness = Grid((size.window, size.window), size.voxel), size.volume[0] * size.voxel / size.slices
     optics = MultisliceOptics(grid, size.energy_ev, thickness)
-    geometry = TomographyGeometry(
-        SliceGeometry(size.slices, thickness, size.volume[1:], size.voxel), optics
-    )  # fmt: skip
+    slices = SliceGeometry(size.slices, thickness, size.volume[1:], size.voxel)
+    geometry = TomographyGeometry(slices, optics)
     probe = make_probe(grid, size.energy_ev, size.semiangle_mrad, {"C10": -100.0}, electrons)
     probe = hermite_modes(probe, size.modes, grid).to(torch.complex64)
     theta = torch.linspace(-0.4, 0.5, size.tilts, dtype=torch.float64)

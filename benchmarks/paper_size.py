@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent / "studies"))
 
 from study import PAGES, write_block
 
-TILTS, PAPER_PASSES, PAPER_SECONDS = 26, 300, 8 * 3600
+TILTS, PAPER_SECONDS = 26, 8 * 3600
 KINDS = ("volume and probes", "the scan too, its curvature measured", "the scan too")  # passes 1 to 3
 
 

@@ -199,13 +199,13 @@ def equal_error(pythons: dict[str, str]) -> str:
         job, best = min(each.items(), key=lambda item: item[1].errors.min())
         error = best.errors.min()
         theirs = min(curve.until(error) for curve in each.values())
-        row = f"| {program} | {error:.3f} | {{}} | {1e3 * theirs:.1f} | {{}} |"
         ours = min(curve.until(error) for curve in found["petomo"].values())
         if program.startswith("petomo"):
-            lines.append(row.format("-", "- | -"))
+            rate, compared = "-", "- | -"
         else:
+            rate = f"{job.rate:g}"
             compared = f"{1e3 * ours:.1f} | {ours / theirs:.2f} x" if np.isfinite(ours) else "not reached | -"
-            lines.append(row.format(f"{job.rate:g}", compared))
+        lines.append(f"| {program} | {error:.3f} | {rate} | {1e3 * theirs:.1f} | {compared} |")
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from petomo.algorithms.coarse_alignment import (
 from petomo.algorithms.registration import common_line_misfit, masked_correlation, register_neighbours
 from petomo.algorithms.tilt_alignment import AlignmentOptions, AlignmentStage, align, poses_of
 from petomo.core.grid import Grid
-from petomo.core.pose import Poses, pose_errors
+from petomo.core.pose import Poses, pose_errors, rotation_matrices
 
 PIXEL, SIGMA = 0.5, 0.45
 DEGREE = math.pi / 180
@@ -163,9 +163,7 @@ def lattice_and_wall(psi):
     generator = torch.Generator().manual_seed(6)
     cell = torch.tensor([2.6, 3.0, 2.8], dtype=torch.float64)
     nodes = torch.stack(torch.meshgrid(*[torch.arange(-1.0, 3.0)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    turned = Poses(*torch.tensor([[0.2], [0.3], [0.25]], dtype=torch.float64), torch.zeros(1, 2)).matrices()[
-        0
-    ]
+    turned = rotation_matrices(*torch.tensor([0.2, 0.3, 0.25], dtype=torch.float64))
     crystal = ((nodes - 0.5).double() * cell) @ turned.T + torch.tensor([3.0, 0.0, 0.0])
     wall = 30 * (torch.rand(260, 3, generator=generator, dtype=torch.float64) - 0.5)
     wall = wall * torch.tensor([0.05, 1.0, 0.1]) - torch.tensor([6.0, 0.0, 0.0])

@@ -7,7 +7,8 @@ from helpers import relative_error
 from petomo.core import memory
 from petomo.core.grid import Grid
 from petomo.objectives.losses import Amplitude
-from petomo.physics import multislice, multislice_share
+from petomo.physics import multislice
+from petomo.physics.compiled import compiled
 from petomo.physics.multislice import MultisliceOptics, diffract, multislice_loss
 from petomo.physics.multislice_share import Bench, choose_bench
 
@@ -62,9 +63,9 @@ def test_without_numba_or_mkl_torch_does_it(monkeypatch, missing):
         monkeypatch.delattr("petomo.physics.fused")
     else:
         monkeypatch.setattr(mkl, "find", lambda: None)
-    multislice_share._fused.cache_clear()
+    compiled.cache_clear()
     assert choose_bench(random_complex(1)) is Bench
-    multislice_share._fused.cache_clear()
+    compiled.cache_clear()
 
 
 def test_a_torch_that_hides_its_mkl_is_not_asked(monkeypatch):

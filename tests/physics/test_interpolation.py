@@ -44,9 +44,9 @@ def test_spline_coefficients_give_the_samples_back(shape):
 
 def test_compiled_sweeps_agree_with_plain_ones(monkeypatch):
     samples = torch.randn(9, 7, 40)
-    compiled = spline_coefficients(samples)
-    monkeypatch.setattr(interpolation, "_compiled", lambda: None)
-    torch.testing.assert_close(spline_coefficients(samples), compiled)
-    torch.testing.assert_close(spline_coefficients(samples.mT.contiguous().mT), compiled)
+    expected = spline_coefficients(samples)
+    monkeypatch.setattr(interpolation, "compiled", lambda _: None)
+    torch.testing.assert_close(spline_coefficients(samples), expected)
+    torch.testing.assert_close(spline_coefficients(samples.mT.contiguous().mT), expected)
     assert spline_coefficients(samples, out=samples) is samples
-    torch.testing.assert_close(samples, compiled)
+    torch.testing.assert_close(samples, expected)

@@ -15,7 +15,7 @@ PLACES = torch.tensor([0, 4, 4, 6]), torch.tensor([8, 2, 3, 0])  # two of them o
 def way(request, monkeypatch):
     """Every test runs both ways."""
     if request.param == "plain torch":
-        monkeypatch.setattr(splat, "_compiled", lambda _: None)
+        monkeypatch.setattr(splat, "compiled", lambda _: None)
     else:
         pytest.importorskip("numba")
 

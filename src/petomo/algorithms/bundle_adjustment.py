@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool3d
 
-from petomo.algorithms.coarse_alignment import smooth
+from petomo.algorithms.coarse_alignment import smooth_seen
 from petomo.algorithms.status import Status
 from petomo.core.grid import Grid
 from petomo.core.pose import Poses, rotation_matrices
@@ -196,7 +196,9 @@ def adjust(
         standard deviation), ``angles``, ``tau``, ``affine`` (tilt, 3).
     """
     mask = mask.to(projections.device, torch.float32)
-    data = _blurred(projections.float(), mask, options.blur_angstrom / pixel_size)
+    data, blur = projections.float(), options.blur_angstrom / pixel_size
+    if blur > 0:
+        data = smooth_seen(data, mask, blur, least=1e-3)
     like = {"dtype": data.dtype, "device": data.device}
     grid = Grid(tuple(data.shape[1:]), (pixel_size, pixel_size))
     scale = float(((data**2 * mask).sum() / mask.sum()).sqrt())
@@ -227,13 +229,6 @@ def adjust(
             _centre(bundle)
         last = iteration + 1 == options.iterations
         yield Status(iteration + 1, float(misfit.detach()), state=_result(bundle) if last else {})
-
-
-def _blurred(images: Tensor, mask: Tensor, sigma: float) -> Tensor:
-    """Where the scan looked, a blur by ``sigma`` pixels of what it saw."""
-    if sigma == 0:
-        return images
-    return smooth(images * mask, sigma) / smooth(mask, sigma).clamp_min(1e-3)
 
 
 def _groups(bundle: _Bundle, options: BundleOptions, scale: float) -> list[dict]:

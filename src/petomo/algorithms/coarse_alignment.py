@@ -56,6 +56,11 @@ def smooth(images: Tensor, sigma: float) -> Tensor:
     return torch.as_tensor(blurred, dtype=images.dtype, device=images.device)
 
 
+def smooth_seen(images: Tensor, weights: Tensor, sigma: float, least: float = 1e-6) -> Tensor:
+    """Gaussian blur of what ``weights`` allow alone; falls to zero where less than ``least`` of it is."""
+    return smooth(images * weights, sigma) / smooth(weights, sigma).clamp_min(least)
+
+
 def flatten_background(images: Tensor, weights: Tensor, pixel_size: float, threshold: float) -> Tensor:
     """Projections less their background, zero below a fraction of their range: the specimen's outline.
 
@@ -74,8 +79,7 @@ def flatten_background(images: Tensor, weights: Tensor, pixel_size: float, thres
         ``tilt y x``, smoothed to 1 angstrom, zero where the weight is zero.
     """
     valid = weights > 0
-    share = smooth(weights, 1 / pixel_size).clamp_min(1e-6)
-    blurred = smooth(images * weights, 1 / pixel_size) / share
+    blurred = smooth_seen(images, weights, 1 / pixel_size)
     flat = torch.zeros_like(images)
     for tilt in range(len(images)):
         values = blurred[tilt][valid[tilt]]
@@ -180,9 +184,9 @@ def coarse_poses(
     flat = flatten_background(images, weights, pixel_size, threshold)
     isolated = is_isolated(flat, weights, pixel_size)
     vacuum = weights * (flat <= 0) if isolated else weights
-    detail = (images - _means(images, vacuum)) * weights
+    raised = images - _means(images, vacuum)
     sigma, factor = resolution / pixel_size, max(1, math.floor(0.8 * resolution / pixel_size + 1e-6))
-    views = smooth(detail, sigma) / smooth(weights, sigma).clamp_min(0.3)
+    detail, views = raised * weights, smooth_seen(raised, weights, sigma, least=0.3)
     psi = 0.0
     if axis_span > 0:
         coarse = max(factor, math.ceil(max(images.shape[-2:]) / _AXIS_PIXELS))

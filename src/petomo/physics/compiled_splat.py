@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import numba
-
-_jit = partial(numba.njit, cache=True, nogil=True, fastmath=True, error_model="numpy")
-_part = partial(_jit, inline="always")  # see `petomo.physics.fused`
+from petomo.physics.jit import inlined, jit
 
 
-@_jit
+@jit
 def draw(image, rows, columns, first_row, first_column):
     """Add ``rows_b(y) columns_b(x)`` to ``image``, every spot at its place."""
     wide = columns.shape[1]
@@ -22,7 +17,7 @@ def draw(image, rows, columns, first_row, first_column):
                 line[j] += height * column[j]
 
 
-@_part
+@inlined
 def _dot(line, column):
     total = line[0] * column[0]
     for j in range(1, line.shape[0]):
@@ -30,7 +25,7 @@ def _dot(line, column):
     return total
 
 
-@_jit
+@jit
 def read(image, rows, columns, first_row, first_column, by_rows, by_columns):
     """Gradients in the profiles where ``image`` is the gradient in what `draw` drew."""
     wide = columns.shape[1]

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import numba
 import numpy as np
 
-_jit = partial(numba.njit, cache=True, nogil=True, fastmath=True, error_model="numpy")
-_part = partial(_jit, inline="always")  # see `petomo.physics.fused`
-
+from petomo.physics.jit import inlined, jit
 
 # ``carried`` is the row before, swept along x alone: the sweeps of both axes commute
 
 
-@_part
+@inlined
 def _onwards(out, line, scale, carried, along_x, neighbour, along_z):
     for j in range(out.shape[0]):
         carried[j] = line[j] * scale - along_x * carried[j]
         out[j] = carried[j] - along_z * neighbour[j]
 
 
-@_part
+@inlined
 def _onwards_in_place(line, scale, carried, along_x, neighbour, along_z):
     # a copy of the above: the compiler makes vectors of it only where nothing overlaps
     for j in range(line.shape[0]):
@@ -29,14 +24,14 @@ def _onwards_in_place(line, scale, carried, along_x, neighbour, along_z):
         line[j] = carried[j] - along_z * neighbour[j]
 
 
-@_part
+@inlined
 def _back(line, carried, along_x, neighbour, along_z):
     for j in range(line.shape[0]):
         carried[j] = line[j] - along_x * carried[j]
         line[j] = carried[j] - along_z * neighbour[j]
 
 
-@_jit
+@jit
 def sweep(out, planes, scale, pivots_z, pivots_x, first, last):
     """Thomas algorithm along z and x of ``planes`` ``(z, x, y)`` into ``out``, which may be the same.
 

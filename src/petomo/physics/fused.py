@@ -8,15 +8,15 @@ cache folder.
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from petomo.physics import mkl
+from petomo.physics.jit import inlined, jit
 from petomo.physics.multislice_share import Bench
 
 #: sides of windows that MKL's own 2D transforms are slower at on AMD's processors, see docs/studies/speed.md
@@ -26,11 +26,6 @@ FASTER_BY_ROWS = (64, 256, 512, 1024)
 NEAR = 1 << 16
 
 _dft, _inverse_dft = mkl.forward, mkl.backward
-_jit = partial(numba.njit, cache=True, nogil=True, fastmath=True, error_model="numpy")
-#: For parts of other functions. As functions of their own they would be compiled twice, by themselves and
-#: into their callers; what has just been compiled uses the one, what comes from the cache the other, and
-#: they round differently.
-_part = partial(_jit, inline="always")
 
 
 @lru_cache
@@ -40,22 +35,22 @@ def _rows_are_faster() -> bool:
     return described.is_file() and "AuthenticAMD" in described.read_text()
 
 
-@_part
+@inlined
 def _fft(handle, wave):
     _dft(handle, wave.ctypes.data, wave.ctypes.data)
 
 
-@_part
+@inlined
 def _fft_to(handle, wave, out):
     _dft(handle, wave.ctypes.data, out.ctypes.data)
 
 
-@_part
+@inlined
 def _ifft(handle, wave):
     _inverse_dft(handle, wave.ctypes.data, wave.ctypes.data)
 
 
-@_part
+@inlined
 def _transpose(out, wave):
     # eight rows at a time, so that whole cache lines are written
     rows, columns = wave.shape
@@ -73,7 +68,7 @@ def _transpose(out, wave):
             out[j, i] = wave[i, j]
 
 
-@_part
+@inlined
 def _multiply(wave, factors):
     for i in range(wave.shape[0]):
         line, factor = wave[i], factors[i]
@@ -81,7 +76,7 @@ def _multiply(wave, factors):
             line[j] *= factor[j]
 
 
-@_part
+@inlined
 def _transmit(wave, field, y, x):
     # row by row, since the compiler knows of these that they are contiguous
     rows, columns = wave.shape
@@ -91,7 +86,7 @@ def _transmit(wave, field, y, x):
             line[j] *= factor[j]
 
 
-@_part
+@inlined
 def _shift(wave, spectrum, first, last):
     for i in range(wave.shape[0]):
         line, source, factor = wave[i], spectrum[i], first[i]
@@ -99,7 +94,7 @@ def _shift(wave, spectrum, first, last):
             line[j] = source[j] * (factor * last[j])
 
 
-@_part
+@inlined
 def _propagate(out, wave, spare, propagator, plan):
     """To the next slice; by rows the propagator is transposed."""
     whole, apart, rows, columns = plan
@@ -118,7 +113,7 @@ def _propagate(out, wave, spare, propagator, plan):
     _ifft(rows, out)
 
 
-@_part
+@inlined
 def _propagate_back(adjoint, spare, propagator, plan):
     """The conjugate adjoint wave to the slice before, in place."""
     whole, _, rows, columns = plan
@@ -136,7 +131,7 @@ def _propagate_back(adjoint, spare, propagator, plan):
     _fft(rows, adjoint)
 
 
-@_part
+@inlined
 def _detect(intensity, far, scale):
     for i in range(far.shape[0]):
         line, wave = intensity[i], far[i]
@@ -144,7 +139,7 @@ def _detect(intensity, far, scale):
             line[j] += scale * (wave[j].real * wave[j].real + wave[j].imag * wave[j].imag)
 
 
-@_part
+@inlined
 def _conjugate(far, weight):
     for i in range(far.shape[0]):
         line, factor = far[i], weight[i]
@@ -152,7 +147,7 @@ def _conjugate(far, weight):
             line[j] = factor[j] * line[j].conjugate()
 
 
-@_part
+@inlined
 def _absorb(absorption, adjoint, wave, y, x):
     rows, columns = wave.shape
     for i in range(rows):
@@ -162,7 +157,7 @@ def _absorb(absorption, adjoint, wave, y, x):
             gain[j] -= w.real * c.real - w.imag * c.imag
 
 
-@_part
+@inlined
 def _pull_back(phase, adjoint, wave, field, y, x):
     # two loops a row, which the compiler does better than one
     rows, columns = wave.shape
@@ -176,7 +171,7 @@ def _pull_back(phase, adjoint, wave, field, y, x):
             line[j] *= factor[j]
 
 
-@_part
+@inlined
 def _collect(adjoint, spectrum, first, last, gradient, along_first, along_last):
     """Adjoint of `_shift`, and the overlap summed to both axes."""
     for i in range(adjoint.shape[0]):
@@ -191,7 +186,7 @@ def _collect(adjoint, spectrum, first, last, gradient, along_first, along_last):
         along_first[i] += total
 
 
-@_jit
+@jit
 def _forward(
     exits, far, intensity, spectrum, first, last, field, corner, propagator, spare, plan, group, scale
 ):
@@ -216,7 +211,7 @@ def _forward(
                 _detect(intensity[k], far[k, m], scale)
 
 
-@_jit
+@jit
 def _adjoint(exits, far, weight, field, corner, propagator, spare, plan, group, phase, absorption):
     """Adds to the object's gradients that are not empty; ``far`` becomes the waves before the first slice.
 
@@ -243,7 +238,7 @@ def _adjoint(exits, far, weight, field, corner, propagator, spare, plan, group, 
                         _propagate_back(adjoint, spare, propagator, plan)
 
 
-@_jit
+@jit
 def _illuminate(far, spectrum, first, last, gradient, along_first, along_last, plan):
     """Gradients of probe and positions from what `_adjoint` leaves, which is used up."""
     number, modes = far.shape[:2]

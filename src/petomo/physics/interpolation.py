@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from petomo.core.threads import shares, spread
+from petomo.physics.compiled import compiled
 
 Interpolation = Literal["linear", "cubic", "spline"]
 
@@ -76,15 +77,15 @@ def spline_coefficients(samples: Tensor, out: Tensor | None = None) -> Tensor:
     samples = samples.contiguous()
     out = torch.empty_like(samples) if out is None else out
     pivots = [torch.tensor(_pivots(n), dtype=samples.dtype) for n in (nz, nx)]
-    scale, sweep = 36 * torch.outer(*pivots), _compiled()
-    if sweep is None:
+    scale, module = 36 * torch.outer(*pivots), compiled("compiled_spline")
+    if module is None:
         torch.mul(samples, scale[:, :, None], out=out)
         for lines, pivot in zip((out.unbind(0), out.unbind(1)), pivots, strict=True):  # Thomas algorithm
             _sweep(lines, pivot.tolist())
         return out
     arrays = [t.detach().numpy() for t in (out, samples, scale, *pivots)]
     # a cache line is written by one thread
-    spread(lambda part: sweep(*arrays, part.start, part.stop), shares(ny, least=16))
+    spread(lambda part: module.sweep(*arrays, part.start, part.stop), shares(ny, least=16))
     return out
 
 
@@ -93,12 +94,3 @@ def _sweep(lines: Sequence[Tensor], pivots: Sequence[float]) -> None:
         lines[i].sub_(lines[i - 1], alpha=pivots[i])
     for i in range(len(lines) - 2, -1, -1):
         lines[i].sub_(lines[i + 1], alpha=pivots[i])
-
-
-@lru_cache
-def _compiled() -> Callable | None:
-    try:
-        from petomo.physics.compiled_spline import sweep
-    except (ImportError, RuntimeError):  # no numba, or nowhere to keep what it compiles
-        return None
-    return sweep

@@ -7,13 +7,13 @@ runs. The propagation behind the last slice is left out, since it only changes p
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.fft import fft2, ifft2
 
 from petomo.core.memory import keep_freed_memory
+from petomo.physics.compiled import compiled
 from petomo.physics.fourier import phase_line
 from petomo.physics.patches import crop, scatter_add_
 
@@ -134,13 +134,7 @@ def _fftfreq(like: Tensor) -> Tensor:
 def choose_bench(probe: Tensor) -> type[Bench]:
     """The fastest for waves like ``probe``: compiled in single precision on a processor with MKL."""
     keep_freed_memory()
-    return _fused() if probe.device.type == "cpu" and probe.dtype == torch.complex64 else Bench
-
-
-@lru_cache
-def _fused() -> type[Bench]:
-    try:
-        from petomo.physics import fused, mkl
-    except (ImportError, RuntimeError):  # no numba, or nowhere to keep what it compiles
+    if probe.device.type != "cpu" or probe.dtype != torch.complex64:
         return Bench
-    return Bench if mkl.find() is None else fused.FusedBench
+    fused = compiled("fused")
+    return Bench if fused is None or fused.mkl.find() is None else fused.FusedBench

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from types import ModuleType
 
 import numpy as np
@@ -11,14 +10,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from petomo.physics.compiled import compiled
+
 
 class _DrawWindows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, columns, first_row, first_column, shape):  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.save_for_backward(rows, columns, first_row, first_column)
-        image, compiled = rows.new_zeros(*shape), _compiled(rows.device.type)
-        if compiled is not None:
-            compiled.draw(*_arrays(image, rows, columns, first_row, first_column))
+        image, module = rows.new_zeros(*shape), _module(rows)
+        if module is not None:
+            module.draw(*_arrays(image, rows, columns, first_row, first_column))
             return image
         index = _index(rows, columns, first_row, first_column, shape[1])
         image.view(-1).index_add_(0, index.flatten(), (rows[:, :, None] * columns[:, None]).flatten())
@@ -29,10 +30,10 @@ class _DrawWindows(torch.autograd.Function):
     def backward(ctx, upstream):  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, columns, first_row, first_column = ctx.saved_tensors
         places = first_row, first_column
-        compiled = _compiled(rows.device.type)
-        if compiled is not None:
+        module = _module(rows)
+        if module is not None:
             grads = torch.empty_like(rows), torch.empty_like(columns)
-            compiled.read(*_arrays(upstream.contiguous(), rows, columns, *places, *grads))
+            module.read(*_arrays(upstream.contiguous(), rows, columns, *places, *grads))
             return *grads, None, None, None
         windows = upstream.flatten()[_index(rows, columns, *places, upstream.shape[1])]
         by_rows = torch.matmul(windows, columns[:, :, None])[..., 0]
@@ -46,19 +47,12 @@ def _index(rows: Tensor, columns: Tensor, first_row: Tensor, first_column: Tenso
     return ((first_row[:, None] + y) * width)[:, :, None] + (first_column[:, None] + x)[:, None]
 
 
+def _module(like: Tensor) -> ModuleType | None:
+    return compiled("compiled_splat") if like.device.type == "cpu" else None
+
+
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [t.detach().numpy() for t in tensors]
-
-
-@lru_cache
-def _compiled(device: str) -> ModuleType | None:
-    if device != "cpu":
-        return None
-    try:
-        from petomo.physics import compiled_splat
-    except (ImportError, RuntimeError):  # no numba, or nowhere to keep what it compiles
-        return None
-    return compiled_splat
 
 
 def draw_windows(

@@ -47,11 +47,9 @@ class AlignmentStage:
 
 
 _STAGES = (
-    AlignmentStage(1.2, ("shifts",), 4),
-    AlignmentStage(0.6, ("shifts",), 3),
-    AlignmentStage(0.6, ("shifts", "psi"), 6),
-    AlignmentStage(0.45, ("shifts", "psi"), 4),
-    AlignmentStage(0.45, ("shifts", "psi", "theta", "phi"), 5),
+    AlignmentStage(1.2, ("shifts",), 3),
+    AlignmentStage(0.6, ("shifts", "psi"), 4),
+    AlignmentStage(0.45, ("shifts", "psi", "theta", "phi"), 3),
 )
 
 

@@ -96,7 +96,7 @@ class PtychographySettings(Section):
 class BundleSettings(Section):
     """Poses from sparse blobs that explain all projections together."""
 
-    rounds: NonNegativeInt = Field(default=3, description="linear tomography and fit, alternating; 0 = off")
+    rounds: NonNegativeInt = Field(default=2, description="linear tomography and fit, alternating; 0 = off")
     iterations: PositiveInt = Field(default=300, description="steps of a fit")
     blobs: PositiveInt = Field(default=4000, description="most blobs")
     threshold: PositiveFloat = Field(
@@ -114,7 +114,7 @@ class AlignmentSettings(Section):
     """Step 2b: poses and a first volume from the projections (paper, Algorithm 2)."""
 
     iterations: NonNegativeInt = Field(
-        default=6, description="most outer iterations at each sampling; 0 = take the nominal poses"
+        default=4, description="most outer iterations at each sampling; 0 = take the nominal poses"
     )
     inner_iterations: PositiveInt = Field(default=8, description="volume updates per outer iteration")
     downsample: PositiveInt = Field(default=2, description="least binning of the projections")

@@ -56,7 +56,7 @@ def te_carbon(quick: bool) -> dict[str, Any]:
 
 def settings(quick: bool, factor: int) -> dict[str, Any]:
     """Settings at a sub-sampling; dense scans have more steps in a pass of Algorithm 1, and need fewer."""
-    atoms = {"elements": ["Te", "C"], "min_distance_angstrom": 1.2}
+    atoms = {"elements": ["Te", "C"]}
     dense = {"ptychography": {"iterations": 8, "positions": {"step_size": 0.5, "start": 3}}}
     common = {
         "volume": {"thickness_angstrom": 20 if quick else 28},

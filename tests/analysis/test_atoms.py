@@ -94,6 +94,23 @@ def test_atoms_in_noise_are_found_and_few_invented(clean, noise):
     assert (np.array(atoms.get_chemical_symbols()) == "Pt").sum() == 8
 
 
+def test_double_bonds_of_the_lightest_element_stay_and_streaks_beside_a_heavy_atom_go():
+    heavy = [(-3.0, -3.0, z) for z in (-3.0, 0.0, 3.0)] + [(0.0, -3.5, z) for z in (-3.0, 0.0, 3.0)]
+    ring = [
+        (3 + 1.24 * np.cos(a), 2 + 1.24 * np.sin(a), z) for a in np.arange(6) * np.pi / 3 for z in (-2.5, 2)
+    ]
+    streak = [(-3.0 + 1.5, -3.0, 0.0)]
+    positions = np.array(heavy + ring + streak)
+    height = np.array([200.0] * len(heavy) + [45.0] * (len(ring) + 1))
+    width = np.full(len(height), 0.3)
+    volume = render_atoms(GaussianAtoms(positions, height, width, width), SHAPE, VOXEL)
+    volume += np.random.default_rng(1).normal(0, 2, SHAPE)
+    atoms = trace_atoms(volume, VOXEL, ["Te", "C"])
+    assert len(match_atoms(atoms.positions, positions[:-1], 0.3)) == len(positions) - 1 == len(atoms)
+    assert len(match_atoms(atoms.positions, positions[-1:], 0.3)) == 0
+    assert len(trace_atoms(volume, VOXEL, ["Te", "C"], min_distance=1.5)) < len(positions) - 1
+
+
 def test_elements_are_optional_and_a_threshold_is_obeyed(clean):
     _, symbols, volume = clean
     atoms = trace_atoms(volume, VOXEL)

@@ -18,7 +18,8 @@ VoxelSize = float | Sequence[float] | np.ndarray
 _START_SIGMA, _START_STRETCH = 0.4, 1.2
 _CANDIDATE_FLOOR = 0.02  # of the brightest peaks: far below the faintest element beside the heaviest
 _DROP = 0.25  # of that floor: fitted atoms below it have shrunk away
-_BOND_FACTOR = 0.85  # shortest bond over the sum of covalent radii
+_SHORT_BONDED = frozenset({"H", "B", "C", "N"})
+_BOND_FACTOR = 0.85  # shortest bond to a heavier atom over the sum of covalent radii
 
 
 def find_peaks(
@@ -61,12 +62,21 @@ def find_peaks(
     return position[keep], height[keep]
 
 
+def nearest_neighbours(elements: Sequence[str] | None = None) -> float:
+    """Distance in angstrom below which two peaks are taken for one atom, if nobody says otherwise.
+
+    1.5, which oxides and metals keep; 1.0 where H, B, C or N may bond among themselves (C=C 1.34, and traced
+    positions scatter).
+    """
+    return 1.0 if _SHORT_BONDED.intersection(elements or ()) else 1.5
+
+
 def trace_atoms(
     volume: ArrayLike,
     voxel_size: VoxelSize,
     elements: Sequence[str] | None = None,
     *,
-    min_distance: float = 1.3,
+    min_distance: float | None = None,
     threshold: float | None = None,
     false_share: float = 0.08,
     smoothing: float = 0.25,
@@ -75,7 +85,8 @@ def trace_atoms(
 
     The peaks' heights fall into noise and elements (`petomo.analysis.elements`), which gives the threshold.
     With elements given, pairs closer than 0.85 x (covalent radius of the brighter one + the smallest radius
-    in the list) lose the fainter one: the streaks beside heavy atoms look like light ones.
+    in the list) lose the fainter one: the streaks beside heavy atoms look like light ones. Two atoms of the
+    smallest element may come as close as ``min_distance``, as in double bonds.
 
     Parameters
     ----------
@@ -85,8 +96,8 @@ def trace_atoms(
         Angstrom, one number or one per axis z y x.
     elements : sequence of str, optional
         Chemical symbols in the specimen. Without them all atoms are ``"X"``.
-    min_distance : float
-        Shortest distance of two atoms in angstrom.
+    min_distance : float, optional
+        Shortest distance of two atoms in angstrom, by default that of `nearest_neighbours`.
     threshold : float, optional
         Least peak height in volts in the smoothed volume. By default set from ``false_share``.
     false_share : float
@@ -108,6 +119,7 @@ def trace_atoms(
         If the volume is not 3D or not finite, or an element is unknown.
     """
     size, volume = _voxel(voxel_size), np.asarray(volume, dtype=float)
+    min_distance = nearest_neighbours(elements) if min_distance is None else min_distance
     if volume.ndim != 3 or not np.isfinite(volume).all():
         raise ValueError(f"atom tracing needs a finite volume z y x, got shape {volume.shape}")
     smooth = gaussian_filter(volume - np.median(volume), smoothing / size)
@@ -154,7 +166,8 @@ def _apart(
     radii = np.array([covalent_radii[atomic_numbers[s]] for s in symbols])
     known = "X" not in symbols
     smallest = min((covalent_radii[atomic_numbers[s]] for s in classes.symbols), default=0.0)
-    reach = np.maximum(min_distance, known * _BOND_FACTOR * (radii + smallest))
+    bond = known * (radii > smallest) * _BOND_FACTOR * (radii + smallest)
+    reach = np.maximum(min_distance, bond)
     keep = _highest_of_neighbours(found.positions, reach)
     return found.select(keep), [symbols[i] for i in keep]
 

@@ -196,7 +196,9 @@ class AtomSettings(Section):
     elements: list[str] | None = Field(
         default=None, description="chemical symbols expected; null = positions only"
     )
-    min_distance_angstrom: PositiveFloat = Field(default=1.5, description="nearest two atoms can be")
+    min_distance_angstrom: PositiveFloat | None = Field(
+        default=None, description="nearest two atoms can be; null = 1.5, or 1.0 with H, B, C or N"
+    )
     threshold: NonNegativeFloat | None = Field(
         default=None, description="lowest peak in volts; null = from the noise"
     )

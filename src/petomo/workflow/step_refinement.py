@@ -14,6 +14,7 @@ from torch import Tensor
 from petomo.algorithms.atom_objective import AtomOptions
 from petomo.algorithms.atom_refinement import Level, refine_atoms, restore
 from petomo.algorithms.site_review import Candidates
+from petomo.analysis.atoms import nearest_neighbours
 from petomo.core.least_squares import least_squares
 from petomo.core.pose import Poses, fit_gauge
 from petomo.io.artefacts import (
@@ -91,7 +92,8 @@ def atom_options(context: RunContext) -> AtomOptions:
 def refinement_levels(context: RunContext, grids: Grids) -> list[Level]:
     """First the volume's voxels, then such as keep what is scattered far out from coming back."""
     settings, series = context.config.refinement, context.series
-    apart, levels = context.config.analysis.atoms.min_distance_angstrom, []
+    atoms, levels = context.config.analysis.atoms, []
+    apart = atoms.min_distance_angstrom or nearest_neighbours(atoms.elements)
     fine = finer_grids(series, grids, settings.fine_voxel_angstrom)
     for level, members, rounds in ((grids, _COARSE, settings.rounds), (fine, _FINE, settings.fine_rounds)):
         levels.append(

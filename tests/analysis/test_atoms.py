@@ -146,13 +146,17 @@ def test_empty_and_bad_volumes():
         trace_atoms(np.random.default_rng(0).normal(size=(9, 9, 9)), 0.3, ["Xx"])
 
 
-def _heights(seed, classes):
+def _heights(seed, classes, noise=(1.0, 0.1, 0)):
+    """Heights of noise, normal in their logarithm, then those of atoms (mean, relative scatter, count)."""
     rng = np.random.default_rng(seed)
-    return np.concatenate([np.exp(rng.normal(np.log(mean), width, count)) for mean, width, count in classes])
+    parts = [np.exp(rng.normal(np.log(noise[0]), *noise[1:]))]
+    for mean, width, count in classes:
+        parts.append(mean * np.abs(rng.normal(1, width, count)))
+    return np.concatenate(parts)
 
 
 def test_overlapping_classes_keep_the_order_of_the_elements_and_leave_noise_out():
-    heights = _heights(0, [(8, 0.35, 300), (45, 0.15, 400), (62, 0.12, 260), (190, 0.08, 60)])
+    heights = _heights(0, [(45, 0.15, 400), (62, 0.12, 260), (190, 0.08, 60)], noise=(8, 0.35, 300))
     classes = classify_peaks(heights, ["Pt", "Al", "O"])
     assert classes.symbols == ("O", "Al", "Pt")
     assert (np.diff(classes.mean) > 0).all()
@@ -169,8 +173,15 @@ def test_no_noise_class_without_noise_peaks():
     assert classify_peaks(heights, ["O", "Pt"]).threshold(heights, 0.05) == heights.min()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_faint_atoms_of_a_low_dose_are_no_noise(seed):
+    # additive noise of a third of the light element's mean: a long tail by the logarithm
+    heights = _heights(seed, [(45, 0.33, 95), (325, 0.06, 43)])
+    assert (heights >= classify_peaks(heights, ["Te", "C"]).threshold(heights, 0.08)).mean() > 0.97
+
+
 def test_one_element_beside_noise():
-    heights = _heights(2, [(5, 0.4, 200), (30, 0.2, 200)])
+    heights = _heights(2, [(30, 0.2, 200)], noise=(5, 0.4, 200))
     classes = classify_peaks(heights, ["C"])
     assert (heights >= classes.threshold(heights, 0.08)).sum() == pytest.approx(200, abs=8)
 

@@ -1,8 +1,10 @@
 """Which peaks are atoms and of which element: a mixture model of their potentials.
 
 The peak potential of an atom seen at atomic resolution grows about as Z^0.6 (between the
-f_e(0) of its whole cloud and the Z of its core), so ``ln height = c + slope ln Z + scatter`` with
-common c and slope. False peaks form one more class below the lightest element.
+f_e(0) of its whole cloud and the Z of its core), so the mean height of an element's atoms is
+``exp(c + slope ln Z)`` with common c and slope. About it they scatter normally, since noise adds to the potential: by
+its logarithm the faint ones of a light element would look like a class of their own. False peaks form
+one more class below the lightest element, normal in ln height.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from ase.data import atomic_numbers
 
 _SLOPE, _SLOPE_SPREAD = 0.6, 0.1
 _MEAN_SPREAD = 0.1  # elements lie within 10 % of the line
-_WIDTHS = (0.06, 0.3)  # range of the scatter of ln height in an element
+_WIDTHS = (0.06, 0.3)  # range of the scatter of heights in an element, as a share of their mean
 _NOISE_WIDTHS = (0.1, 0.7)
 _NOISE_GAP = 0.35  # the noise class lies at least this far below the lightest element
 _MIN_WEIGHT = 1e-3
@@ -29,7 +31,8 @@ class PeakClasses:
     Parameters
     ----------
     mean, width, weight : np.ndarray
-        Of ln height; noise first, then the elements by atomic number. Without a noise class its weight is 0.
+        Logarithm of the mean height, scatter as a share of it (noise: of ln height), share of the peaks; noise
+        first, then the elements by atomic number. Without a noise class its weight is 0.
     symbols : tuple of str
         The elements in that order.
     log_posterior : float
@@ -138,11 +141,12 @@ def _expectation_maximisation(
         weight = np.maximum(count, _MIN_WEIGHT * len(x))
         weight[0] *= noise
         weight /= weight.sum()
-        own = share.T @ x / np.maximum(count, 1e-9)
+        own = np.log(np.maximum(share.T @ np.exp(x), 1e-12) / np.maximum(count, 1e-9))
+        own[0] = share[:, 0] @ x / max(count[0], 1e-9)
         mean, penalty = _means(own, count, width, ladder)
         if not noise:
             mean[0] = mean[1] - 2 * _NOISE_GAP
-        spread = np.sqrt((share * (x[:, None] - mean) ** 2).sum(axis=0) / np.maximum(count, 1e-9))
+        spread = np.sqrt((share * _deviations(x, mean) ** 2).sum(axis=0) / np.maximum(count, 1e-9))
         width = np.clip(spread, *_WIDTHS)
         width[0] = np.clip(spread[0], *_NOISE_WIDTHS)
     total = np.logaddexp.reduce(_densities(x, mean, width, weight), axis=1).sum()
@@ -165,8 +169,18 @@ def _means(
 
 
 def _densities(x: np.ndarray, mean: np.ndarray, width: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    z = (x[:, None] - mean) / width
-    return np.log(np.maximum(weight, 1e-300)) - np.log(width * np.sqrt(2 * np.pi)) - 0.5 * z**2
+    """Logarithm of each class's density in ln height, ``(peak, class)``."""
+    z = _deviations(x, mean) / width
+    out = np.log(np.maximum(weight, 1e-300)) - np.log(width * np.sqrt(2 * np.pi)) - 0.5 * z**2
+    out[:, 1:] += x[:, None] - mean[1:]  # from height to its logarithm
+    return out
+
+
+def _deviations(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Of ln height from the noise class's mean, and of height from the elements' as shares of these."""
+    out = x[:, None] - mean
+    out[:, 1:] = np.expm1(out[:, 1:])
+    return out
 
 
 def _monotonic(share: np.ndarray, x: np.ndarray, mean: np.ndarray) -> np.ndarray:

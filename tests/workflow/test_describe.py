@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from petomo.core.dataset import ArraySource, FourDSTEM, TiltSeries
 from petomo.workflow.config import Config
@@ -78,3 +79,5 @@ def test_memory_counts_what_grows():
     assert needed("end_to_end", end_to_end={"absorption": True}) - small == pytest.approx(4 * volume)
     assert needed("volume", volume={"shape": [100, 200, 300]}) > 16 * 6e6
     assert needed("compute", compute={"precision": "float64"}) - small > 4 * volume
+    gpu = facts(series(), Config(), device=torch.device("cuda"))["memory_bytes"]
+    assert gpu > small, "a GPU passes many more patterns at a time"

@@ -126,6 +126,7 @@ def test_a_plan_is_worked_through_and_read_the_second_time(spec, monkeypatch, ca
     assert stop.value.code == 0
     captured = capsys.readouterr()
     assert "1 of 2, as proposed: finished already" in captured.err
+    assert "2 of 2, 3 tilts: memory roughly" in captured.err
     assert "2 of 2, 3 tilts: ptychography" in captured.err
     proposed, fewer = read_json("out/plan.json")["cases"]
     assert captured.out.splitlines()[:-1] == (spec.parent / "out" / "plan.md").read_text().splitlines()

@@ -24,7 +24,7 @@ _MOVE_ANGSTROM = 0.03
 _MOVE_RADIAN = 2e-3
 #: Patterns held at a time.
 _BLOCK = 512
-#: Every how many positions tell the curvature of what all share, where enough are left.
+#: Every how many positions tell the curvature of what all share, where enough of them are left.
 _SAMPLE, _ENOUGH = 4, 100
 
 
@@ -70,8 +70,7 @@ def refine_geometry(
     key = f"positions_{tilt}"
     if key not in kept or again:
         # what all share is known well enough from some of them
-        many = len(model.positions[tilt]) // _ENOUGH
-        sample = 1 if options.positions.step > 0 else max(1, min(_SAMPLE, many))
+        sample = 1 if options.positions.step > 0 else None
         kept[key] = position_curvature(model, tilt, curvature, sample, team)
     known = kept[key]
     if options.affine.active(iteration):
@@ -108,7 +107,7 @@ def _move(model: Model, tilt: int, step: Tensor):
 
 @torch.no_grad()
 def position_curvature(
-    model: Model, tilt: int, curvature: float, sample: int = 1, team: Team = ALONE
+    model: Model, tilt: int, curvature: float, sample: int | None = 1, team: Team = ALONE
 ) -> Tensor:
     """Gauss-Newton matrices ``(k, 2, 2)`` of the loss in the positions of one tilt, per square angstrom.
 
@@ -120,9 +119,9 @@ def position_curvature(
         Which tilt.
     curvature : float
         Second derivative of the loss in the model amplitude (2 for `Amplitude`, 4 for `Poisson`).
-    sample : int
-        Every how many positions to look at, and less often where there are many; those between get the matrix
-        of the one before. 1 looks at all of them.
+    sample : int or None
+        Every how many positions to look at; those between get the matrix of the one before. None looks at
+        enough for what all of them share.
     team : Team
         Each of its processes looks at a part of the positions; all get all matrices.
     """
@@ -143,14 +142,14 @@ def position_curvature(
     return matrices.repeat_interleave(apart, dim=0)[: len(positions)]
 
 
-def _apart(count: int, sample: int) -> int:
-    """Every how many of ``count`` positions to look at: ``sample``, or more to be left with some `_BLOCK`."""
-    return 1 if sample == 1 else max(sample, count // _BLOCK)
+def _apart(count: int, sample: int | None) -> int:
+    """Every how many of ``count`` positions to look at; by default enough for what all of them share."""
+    return sample or max(1, min(_SAMPLE, count // _ENOUGH), count // _BLOCK)
 
 
 @torch.no_grad()
 def angle_curvature(
-    model: PtychoTomography, tilt: int, curvature: float, sample: int = _SAMPLE, team: Team = ALONE
+    model: PtychoTomography, tilt: int, curvature: float, sample: int | None = None, team: Team = ALONE
 ) -> Tensor:
     """Gauss-Newton matrix ``(3, 3)`` of the loss in (phi, theta, psi) of one tilt, per square radian.
 
@@ -159,8 +158,8 @@ def angle_curvature(
 
     Parameters
     ----------
-    sample : int
-        Every how many positions to look at; the result is scaled to all of them.
+    sample : int, optional
+        Every how many positions to look at, by default enough of them; the result is scaled to all of them.
     team : Team
         Each of its processes looks at a part of those; all get the same matrix.
     """

@@ -29,15 +29,21 @@ def masked_correlation(image: Tensor, mask: Tensor, reference: Tensor, reference
         ``(2 y, 2 x)``: correlation of ``image(r + s)`` with ``reference(r)`` at shift ``s``, negative ones
         wrapped; -1 where the images share too little.
     """
-    size = [2 * n for n in image.shape]
+    return _correlate(_spectra(image, mask), _spectra(reference, reference_mask))
 
-    def spectra(values: Tensor, valid: Tensor) -> list[Tensor]:
-        values, valid = values.double(), valid.double()
-        # a mean near zero, against cancellation
-        values = (values - (values * valid).sum() / valid.sum().clamp_min(1)) * valid
-        return [torch.fft.rfft2(v, s=size) for v in (valid, values, values * values)]
 
-    (m, a, a2), (n, b, b2) = spectra(image, mask), (s.conj() for s in spectra(reference, reference_mask))
+def _spectra(values: Tensor, valid: Tensor) -> list[Tensor]:
+    """Transforms, twice as wide, of a mask, of the values it allows and of their squares."""
+    values, valid, size = values.double(), valid.double(), [2 * n for n in values.shape]
+    # a mean near zero, against cancellation
+    values = (values - (values * valid).sum() / valid.sum().clamp_min(1)) * valid
+    return [torch.fft.rfft2(v, s=size) for v in (valid, values, values * values)]
+
+
+def _correlate(image: list[Tensor], reference: list[Tensor]) -> Tensor:
+    """`masked_correlation` from the `_spectra` of both images."""
+    (m, a, a2), (n, b, b2) = image, (s.conj() for s in reference)
+    size = [m.shape[0], 2 * (m.shape[1] - 1)]
     count, own, other, product, own2, other2 = (
         torch.fft.irfft2(s, s=size) for s in (m * n, a * n, m * b, a * b, a2 * n, m * b2)
     )
@@ -73,12 +79,13 @@ def register_neighbours(images: Tensor, masks: Tensor, tilts: Tensor, pixel_size
         stop = len(order) if way > 0 else -1
         for position in range(start + way, stop, way):
             here, total = order[position], 0.0
+            own = _spectra(images[here], masks[here])
             for back in range(1, min(_NEIGHBOURS, abs(position - start)) + 1):
                 there = order[position - way * back]
                 ratio = float(torch.cos(tilts[here]) / torch.cos(tilts[there]))
                 shift = (places[there] / pixel_size).flip(0).numpy()
                 image, mask = (_stretched(v[there], ratio, shift) for v in (images, masks))
-                total = total + masked_correlation(images[here], masks[here], image, mask > 0.9)
+                total = total + _correlate(own, _spectra(image, mask > 0.9))
             assert isinstance(total, Tensor)  # there is a neighbour
             places[here] = _peak(total).flip(0) * pixel_size
     return places

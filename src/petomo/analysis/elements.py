@@ -2,9 +2,9 @@
 
 The peak potential of an atom seen at atomic resolution grows about as Z^0.6 (between the
 f_e(0) of its whole cloud and the Z of its core), so the mean height of an element's atoms is
-``exp(c + slope ln Z)`` with common c and slope. About it they scatter normally, since noise adds to the potential: by
-its logarithm the faint ones of a light element would look like a class of their own. False peaks form
-one more class below the lightest element, normal in ln height.
+``exp(c + slope ln Z)`` with common c and slope. About it they scatter normally, since noise adds
+to the potential: by their logarithm the faint ones of a light element would look like a class of
+their own. False peaks form one more class below the lightest element, normal in ln height.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class PeakClasses:
     Parameters
     ----------
     mean, width, weight : np.ndarray
-        Logarithm of the mean height, scatter as a share of it (noise: of ln height), share of the peaks; noise
-        first, then the elements by atomic number. Without a noise class its weight is 0.
+        Logarithm of the mean height, scatter as a share of it (noise: of ln height), share of the peaks;
+        noise first, then the elements by atomic number. Without a noise class its weight is 0.
     symbols : tuple of str
         The elements in that order.
     log_posterior : float

@@ -49,9 +49,8 @@ def score_resolution(
     score: dict[str, Any],
     vibration_rms: float = 0.0,
     parametrization: Parametrization = "lobato",
-    file: str = "volume.mrc",
 ) -> dict[str, Any]:
-    """Fourier shell correlation of a run's volume with the true potential, across and along the beam.
+    """Fourier shell correlation of a run's ``volume.mrc`` with the true potential, across and along the beam.
 
     Parameters
     ----------
@@ -61,8 +60,6 @@ def score_resolution(
         Of `petomo.analysis.score.score_run`; its rigid motion of the atoms aligns truth and run.
     vibration_rms : float
         Phonons simulated, rms an axis in angstrom. Every shell is normalised, so that it hardly matters.
-    file : str
-        The volume's file in the run folder.
 
     Returns
     -------
@@ -71,12 +68,22 @@ def score_resolution(
         and the cones of 20 degrees about ``x``, ``y``, ``z``; ``reached`` says for each whether the curve
         fell below the threshold at all, else the period is the finest the volume can hold.
     """
-    volume, voxel = read_mrc(Path(run_dir) / file)
+    volume, voxel = read_mrc(Path(run_dir) / "volume.mrc")
+    atoms = _in_frame(read_atoms(Path(truth_dir) / "atoms.xyz"), score)
+    truth = potential_of_atoms(atoms, Grid(volume.shape, tuple(voxel)), vibration_rms, parametrization)
+    return _against(truth, volume, voxel)
+
+
+def _in_frame(atoms: Atoms, score: dict[str, Any]) -> Atoms:
+    """True atoms moved to where a run has them."""
     found = score["atoms"]["motion"]
     motion = RigidMotion(np.array(found["rotation_matrix"]), np.array(found["shift_xyz_angstrom"]))
-    atoms = read_atoms(Path(truth_dir) / "atoms.xyz")
-    atoms.positions = (atoms.positions - motion.shift) @ motion.rotation  # truth into the run's frame
-    truth = potential_of_atoms(atoms, Grid(volume.shape, tuple(voxel)), vibration_rms, parametrization)
+    atoms.positions = (atoms.positions - motion.shift) @ motion.rotation
+    return atoms
+
+
+def _against(truth: np.ndarray, volume: np.ndarray, voxel: tuple[float, ...]) -> dict[str, Any]:
+    """What `score_resolution` gives, for a volume and the truth on its grid."""
     curves: dict[str, ShellCorrelation] = {
         "all": fourier_shell_correlation(volume, truth, voxel),
         **directional_correlations(volume, truth, voxel),
@@ -95,5 +102,13 @@ def score_volumes(run_dir: str | Path, truth_dir: str | Path, score: dict[str, A
     run, truth = Path(run_dir), truth_folder(truth_dir)
     if "atoms" not in score:
         return {}
-    files = [name for name in ("volume.mrc", "volume_completed.mrc") if (run / name).is_file()]
-    return {name: score_resolution(run, truth, score, file=name) for name in files}
+    atoms, drawn, out = _in_frame(read_atoms(truth / "atoms.xyz"), score), {}, {}
+    for name in ("volume.mrc", "volume_completed.mrc"):
+        if not (run / name).is_file():
+            continue
+        volume, voxel = read_mrc(run / name)
+        grid = Grid(volume.shape, tuple(voxel))
+        if grid not in drawn:  # as a rule both lie on one grid
+            drawn[grid] = potential_of_atoms(atoms, grid)
+        out[name] = _against(drawn[grid], volume, voxel)
+    return out

@@ -55,7 +55,12 @@ def probe_diameter(defocus: float | None, semiangle_mrad: float, energy_ev: floa
     return math.hypot(1.22 * wavelength(energy_ev) / alpha, 2 * abs(defocus or 0.0) * alpha)
 
 
-def facts(series: TiltSeries, config: Config, electrons: Sequence[float] | None = None) -> dict[str, Any]:
+def facts(
+    series: TiltSeries,
+    config: Config,
+    electrons: Sequence[float] | None = None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> dict[str, Any]:
     """Derived numbers, units in the keys, ready for JSON.
 
     Parameters
@@ -66,6 +71,8 @@ def facts(series: TiltSeries, config: Config, electrons: Sequence[float] | None 
         Settings.
     electrons : sequence of float, optional
         Electrons recorded per tilt, from `petomo.io.readers.validate_counts`.
+    device : torch.device
+        Whose memory is reckoned with.
 
     Raises
     ------
@@ -73,7 +80,7 @@ def facts(series: TiltSeries, config: Config, electrons: Sequence[float] | None 
         If no grids follow from the numbers.
     """
     try:
-        return _facts(series, config, electrons)
+        return _facts(series, config, electrons, device)
     except (ArithmeticError, ValueError) as error:
         raise UserError(
             f"{series.name}: no grids follow from these numbers ({error}); look at energy, semi-angle, "
@@ -81,7 +88,9 @@ def facts(series: TiltSeries, config: Config, electrons: Sequence[float] | None 
         ) from error
 
 
-def _facts(series: TiltSeries, config: Config, electrons: Sequence[float] | None) -> dict[str, Any]:
+def _facts(
+    series: TiltSeries, config: Config, electrons: Sequence[float] | None, device: torch.device
+) -> dict[str, Any]:
     first = series[0]
     lam = wavelength(first.energy_ev)
     disk = mrad_to_inverse_angstrom(first.semiangle_mrad, first.energy_ev)
@@ -111,7 +120,7 @@ def _facts(series: TiltSeries, config: Config, electrons: Sequence[float] | None
         "probe_diameter_angstrom": diameter,
         "probe_overlap": 1 - max(first.scan_step) / diameter,
         "depth_of_field_angstrom": lam / (first.semiangle_mrad * 1e-3) ** 2,
-        "memory_bytes": _memory(series, config, grids),
+        "memory_bytes": _memory(series, config, grids, device),
     }
     if electrons is not None:
         doses = [count / tilt.scan_area for count, tilt in zip(electrons, series, strict=True)]
@@ -128,7 +137,7 @@ def tilt_lines(series: TiltSeries, numbers: dict[str, Any]) -> list[str]:
     ]
 
 
-def _memory(series: TiltSeries, config: Config, grids: Grids) -> int:
+def _memory(series: TiltSeries, config: Config, grids: Grids, device: torch.device) -> int:
     """Rough peak of the end-to-end stage in bytes.
 
     The volume, its gradient, its momentum and its rotated copy; the counts that the reader keeps; all
@@ -142,8 +151,9 @@ def _memory(series: TiltSeries, config: Config, grids: Grids) -> int:
     if counts > CACHE_BYTES:
         counts = READ_BYTES
     modes = config.ptychography.probe_modes
-    chunk = default_chunk(window, modes) * modes * math.prod(window)
-    waves = 2 * number * (chunk * (slices + 4) + 3 * slices * field) * torch.get_num_threads()
+    chunk = default_chunk(window, modes, device) * modes * math.prod(window)
+    workers = torch.get_num_threads() if device.type == "cpu" else 1
+    waves = 2 * number * (chunk * (slices + 4) + 3 * slices * field) * workers
     return number * parts * 4 * math.prod(grids.volume_shape) + counts + waves
 
 

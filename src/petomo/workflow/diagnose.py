@@ -160,6 +160,6 @@ def check(config: Config) -> Check:
     """
     series, device = open_input(config)
     electrons = validate_counts(series)
-    numbers = facts(series, config, electrons)
+    numbers = facts(series, config, electrons, device)
     numbers["time_seconds"] = estimated_seconds(series, config, device)
     return Check(numbers, tuple(tilt_lines(series, numbers)), diagnose(series, electrons), str(device))

@@ -162,7 +162,7 @@ def _do(task: Task, told: Told) -> dict[str, Any]:
     task.folder.mkdir(exist_ok=True)
     if not marker.exists():
         start = time.monotonic()
-        simulate(task.simulation, data, overwrite=True)
+        simulate(task.simulation, data, overwrite=True, on_start=told)
         write_json(marker, {"seconds": round(time.monotonic() - start, 1)})
     try:
         begun = (run / "state.json").exists()

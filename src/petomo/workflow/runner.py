@@ -78,7 +78,7 @@ def refuse_too_large(series: TiltSeries, config: Config, device: torch.device) -
     UserError
         Saying how much memory is needed and there.
     """
-    need = facts(series, config)["memory_bytes"]
+    need = facts(series, config, device=device)["memory_bytes"]
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
     else:
@@ -149,7 +149,7 @@ def run(
                 state = _prepare(context, stages, start_from)
                 if electrons is not None:
                     context.summarise(name=config.name, petomo=__version__, torch=torch.__version__,
-                                      input=facts(series, config, electrons))  # fmt: skip
+                                      input=facts(series, config, electrons, device))  # fmt: skip
                 _run_stages(context, wanted, state)
                 if any(name not in state.finished for name in stages):
                     report.log(f"stopped after {until}, as asked; go on with: {_command(folder)}")

@@ -145,6 +145,14 @@ def test_neighbours_are_registered():
     assert (found - poses.tau).abs().max() < 0.15
 
 
+def test_a_part_that_fits_better_than_the_whole_is_not_followed():
+    points = torch.tensor([[[-4.0, 0.0, 0.0]], [[4.0, 0.0, 0.0]]], dtype=torch.float64)
+    left, right = (gaussian_images(p[None], (40, 40))[0] for p in points)
+    images = torch.stack([left + right, left + 0.6 * right])
+    found = register_neighbours(images, torch.ones_like(images), torch.tensor([0.0, 0.01]), PIXEL)
+    assert found.abs().max() < 0.3
+
+
 def test_common_lines_tell_shifts_and_agreement():
     generator = torch.Generator().manual_seed(3)
     atoms = 8 * (torch.rand(30, 3, generator=generator, dtype=torch.float64) - 0.5)

@@ -9,6 +9,9 @@ from torch import Tensor
 
 _LEAST_OVERLAP = 0.4
 _NEIGHBOURS = 2
+#: Power of the overlap that favours shifts at which more is compared: a part of one image may be more like
+#: another part of its neighbour than the whole is like the whole.
+_FAVOUR = 0.1
 
 
 def masked_correlation(image: Tensor, mask: Tensor, reference: Tensor, reference_mask: Tensor) -> Tensor:
@@ -29,7 +32,8 @@ def masked_correlation(image: Tensor, mask: Tensor, reference: Tensor, reference
         ``(2 y, 2 x)``: correlation of ``image(r + s)`` with ``reference(r)`` at shift ``s``, negative ones
         wrapped; -1 where the images share too little.
     """
-    return _correlate(_spectra(image, mask), _spectra(reference, reference_mask))
+    found, overlap = _correlate(_spectra(image, mask), _spectra(reference, reference_mask))
+    return torch.where(overlap < _LEAST_OVERLAP, -1.0, found)
 
 
 def _spectra(values: Tensor, valid: Tensor) -> list[Tensor]:
@@ -40,8 +44,8 @@ def _spectra(values: Tensor, valid: Tensor) -> list[Tensor]:
     return [torch.fft.rfft2(v, s=size) for v in (valid, values, values * values)]
 
 
-def _correlate(image: list[Tensor], reference: list[Tensor]) -> Tensor:
-    """`masked_correlation` from the `_spectra` of both images."""
+def _correlate(image: list[Tensor], reference: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Correlation for every shift, and overlap as a share of the largest, from both images' `_spectra`."""
     (m, a, a2), (n, b, b2) = image, (s.conj() for s in reference)
     size = [m.shape[0], 2 * (m.shape[1] - 1)]
     count, own, other, product, own2, other2 = (
@@ -53,7 +57,7 @@ def _correlate(image: list[Tensor], reference: list[Tensor]) -> Tensor:
     floors = [1e-9 * float(power.max()) + 1e-30 for power in powers]
     powers = [power.clamp_min(floor) for power, floor in zip(powers, floors, strict=True)]
     found = covariance / (powers[0] * powers[1]).sqrt()
-    return torch.where(count < _LEAST_OVERLAP * count.max(), -1.0, found.clamp(-1, 1))
+    return found.clamp(-1, 1), count / count.max()
 
 
 def register_neighbours(images: Tensor, masks: Tensor, tilts: Tensor, pixel_size: float) -> Tensor:
@@ -85,7 +89,8 @@ def register_neighbours(images: Tensor, masks: Tensor, tilts: Tensor, pixel_size
                 ratio = float(torch.cos(tilts[here]) / torch.cos(tilts[there]))
                 shift = (places[there] / pixel_size).flip(0).numpy()
                 image, mask = (_stretched(v[there], ratio, shift) for v in (images, masks))
-                total = total + _correlate(own, _spectra(image, mask > 0.9))
+                found, overlap = _correlate(own, _spectra(image, mask > 0.9))
+                total = total + torch.where(overlap < _LEAST_OVERLAP, -1.0, found * overlap**_FAVOUR)
             assert isinstance(total, Tensor)  # there is a neighbour
             places[here] = _peak(total).flip(0) * pixel_size
     return places

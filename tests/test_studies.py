@@ -48,6 +48,15 @@ def series(study):
     return study.series
 
 
+def test_the_variants_of_the_missing_wedge_are_rows_of_the_ablation(study):
+    import ablation
+    import missing_wedge
+
+    rows = [row[:2] for row in ablation.ROWS]
+    assert len(set(rows)) == len(rows)
+    assert set(missing_wedge.VARIANTS) <= set(rows)
+
+
 def test_the_truth_is_the_simulator_s_potential(series, monkeypatch):
     shape, voxel = (33, 41, 51), (0.4, 0.3, 0.25)
     numbers, places = np.array([78, 8, 13]), np.array([[1.1, -0.7, 0.9], [-1.6, 1.2, -2.0], [0.2, 2.1, 1.3]])

@@ -32,20 +32,23 @@ from petomo.io.volumes import read_mrc
 
 BANDS = ((0.25, 0.5), (0.5, 1.0), (1.0, 1.6))  # 1/angstrom
 DRAWN = ("end-to-end", "linear tomography")
-#: variants of the ablation that tell physics from prior: name there, name here
-VARIANTS = {"neither L1 nor sign": "end-to-end, no L1, any sign", "1": "end-to-end, one slice"}
+#: variants of the ablation that tell physics from prior: part and setting there, name here
+VARIANTS = {
+    ("L1, sign", "neither L1 nor sign"): "end-to-end, no L1, any sign",
+    ("slices", "1"): "end-to-end, one slice",
+}
 
 
 def runs(quick: bool, work: Path, so_far: bool) -> tuple[dict[str, tuple[Path, str]], Path, dict[str, Any]]:
     """Name, run folder and file of every volume; the series' folder, and its specification."""
     run, data, spec, settings, _ = study.core_shell_run(quick, work, so_far)
     found = {"end-to-end": (run, "volume.mrc")}
-    for number, (_, name, stage, changes) in enumerate(ablation.ROWS):
-        if name in VARIANTS:
+    for number, (part, name, stage, changes) in enumerate(ablation.ROWS):
+        if (part, name) in VARIANTS:
             folder = work / f"ablation_{number:02d}"
             with suppress(study.Unfinished):
                 study.reconstruct_once(folder, data, study.merged(settings, changes), run, stage, so_far)
-                found[VARIANTS[name]] = folder, "volume.mrc"
+                found[VARIANTS[part, name]] = folder, "volume.mrc"
     return found | {"linear tomography": (run, "volume_linear.mrc")}, data, spec
 
 

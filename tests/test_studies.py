@@ -48,7 +48,8 @@ def series(study):
     return study.series
 
 
-def test_the_variants_of_the_missing_wedge_are_rows_of_the_ablation(study):
+@pytest.mark.usefixtures("study")
+def test_the_variants_of_the_missing_wedge_are_rows_of_the_ablation():
     import ablation
     import missing_wedge
 

@@ -38,7 +38,8 @@ def runs(quick: bool, work: Path, so_far: bool) -> tuple[dict[int, Any], Path, d
         settings = series.core_shell_settings(quick)
         with suppress(study.Unfinished):
             row = study.reconstruct_once(folder, kept, settings, so_far=so_far)
-            refined = study.reconstruct_once(
+            rows[width] = row | {"folder": folder, "data": kept, "tilts": len(tilts)}
+            rows[width]["refined"] = study.reconstruct_once(
                 work / f"tilt_range_{width}_refined",
                 kept,
                 settings,
@@ -47,7 +48,6 @@ def runs(quick: bool, work: Path, so_far: bool) -> tuple[dict[int, Any], Path, d
                 so_far,
                 "refinement",
             )
-            rows[width] = row | {"folder": folder, "data": kept, "tilts": len(tilts), "refined": refined}
     return rows, data, spec
 
 
@@ -64,16 +64,16 @@ def table(rows: dict[int, Any]) -> str:
             study.angstrom(row["resolution"]), *(study.angstrom(row["cones"][axis]) for axis in "zx"),
             f"{row['angle']:.2f}°", f"{row['seconds']:.0f} s",
         ])  # fmt: skip
-    return f"{study.markdown(header, lines)}\n\nRefined:\n\n{refined_table(rows)}"
+    refined = {width: row["refined"] for width, row in rows.items() if "refined" in row}
+    return f"{study.markdown(header, lines)}\n\nRefined:\n\n{refined_table(refined)}"
 
 
 def refined_table(rows: dict[int, Any]) -> str:
-    """The atoms after the refinement."""
+    """The atoms after the refinement, of those ranges whose were refined."""
     header = ["tilt range", "Pt found", "Al found", "O found", "invented", "named wrong", "rmsd"]
     header += ["z / across", "angles", "processor"]
     lines = []
-    for width, row in rows.items():
-        refined = row["refined"]
+    for width, refined in rows.items():
         lines.append([
             f"{width}°", *(f"{study.percent(refined['found'][symbol])} %" for symbol in ("Pt", "Al", "O")),
             f"{study.percent(refined['invented'])} %", f"{study.percent(refined['wrong'])} %",
@@ -99,16 +99,15 @@ def figure(rows: dict[int, Any]) -> Figure:
         axis.set_yticks([])
         label(axis, "x", "z (beam)")
     scale_bar(axes[0], truth.shape[1], voxel)
+    done = [width for width in widths if "refined" in rows[width]]
     for symbol, colour in zip(("Pt", "Al", "O"), COLOURS, strict=False):
-        traced, refined = (
-            [100 * row["found"][symbol] for row in table]
-            for table in ([rows[w] for w in widths], [rows[w]["refined"] for w in widths])
-        )
+        traced = [100 * rows[w]["found"][symbol] for w in widths]
+        refined = [100 * rows[w]["refined"]["found"][symbol] for w in done]
         axes[5].plot(widths, traced, "o:", ms=3, color=colour)
-        axes[5].plot(widths, refined, "o-", color=colour, label=symbol)
+        axes[5].plot(done, refined, "o-", color=colour, label=symbol)
     for name, colour in zip("xyz", COLOURS, strict=False):
-        values = [(rows[w]["refined"]["rmsd_xyz"] or [np.nan] * 3)["xyz".index(name)] for w in widths]
-        axes[6].plot(widths, values, "o-", ms=4, color=colour, label=name)
+        values = [(rows[w]["refined"]["rmsd_xyz"] or [np.nan] * 3)["xyz".index(name)] for w in done]
+        axes[6].plot(done, values, "o-", ms=4, color=colour, label=name)
         axes[7].plot(
             widths, [rows[w]["cones"][name] or np.nan for w in widths], "o-", color=colour, label=name
         )

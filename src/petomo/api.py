@@ -129,7 +129,7 @@ class Plan:
 
     def facts(self) -> dict[str, Any]:
         """Derived numbers (wavelength, overlap, depth of field, memory ...), units in the keys."""
-        return facts(self.series, self.config)
+        return facts(self.series, self.config, device=runner.choose_device(self.config.compute.device))
 
     def check(self) -> list[str]:
         """Read and validate all data; what ``petomo check`` says, a sentence an item."""

@@ -19,7 +19,8 @@ _START_SIGMA, _START_STRETCH = 0.4, 1.2
 _CANDIDATE_FLOOR = 0.02  # of the brightest peaks: far below the faintest element beside the heaviest
 _DROP = 0.25  # of that floor: fitted atoms below it have shrunk away
 _SHORT_BONDED = frozenset({"H", "B", "C", "N"})
-_BOND_FACTOR = 0.85  # shortest bond to a heavier atom over the sum of covalent radii
+_BOND_FACTOR = 0.85  # shortest bond to a larger atom over the sum of covalent radii
+_LARGER = 1.3  # radii over the smallest: C, N and O are alike and form double bonds, Al is not
 
 
 def find_peaks(
@@ -85,8 +86,8 @@ def trace_atoms(
 
     The peaks' heights fall into noise and elements (`petomo.analysis.elements`), which gives the threshold.
     With elements given, pairs closer than 0.85 x (covalent radius of the brighter one + the smallest radius
-    in the list) lose the fainter one: the streaks beside heavy atoms look like light ones. Two atoms of the
-    smallest element may come as close as ``min_distance``, as in double bonds.
+    in the list) lose the fainter one: the streaks beside heavy atoms look like light ones. Atoms hardly
+    larger than the smallest may come as close as ``min_distance``, as in double bonds.
 
     Parameters
     ----------
@@ -166,7 +167,7 @@ def _apart(
     radii = np.array([covalent_radii[atomic_numbers[s]] for s in symbols])
     known = "X" not in symbols
     smallest = min((covalent_radii[atomic_numbers[s]] for s in classes.symbols), default=0.0)
-    bond = known * (radii > smallest) * _BOND_FACTOR * (radii + smallest)
+    bond = known * (radii > _LARGER * smallest) * _BOND_FACTOR * (radii + smallest)
     reach = np.maximum(min_distance, bond)
     keep = _highest_of_neighbours(found.positions, reach)
     return found.select(keep), [symbols[i] for i in keep]

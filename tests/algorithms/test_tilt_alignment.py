@@ -12,7 +12,12 @@ from petomo.algorithms.coarse_alignment import (
     is_isolated,
     specimen_support,
 )
-from petomo.algorithms.registration import common_line_misfit, masked_correlation, register_neighbours
+from petomo.algorithms.registration import (
+    common_line_misfit,
+    masked_correlation,
+    masked_spectra,
+    register_neighbours,
+)
 from petomo.algorithms.tilt_alignment import AlignmentOptions, AlignmentStage, align, poses_of
 from petomo.core.grid import Grid
 from petomo.core.pose import Poses, pose_errors, rotation_matrices
@@ -118,7 +123,7 @@ def test_correlation_of_what_two_masks_allow():
     generator = torch.Generator().manual_seed(5)
     image, reference = torch.rand(2, 6, 7, generator=generator, dtype=torch.float64)
     mask, reference_mask = (torch.rand(2, 6, 7, generator=generator) > 0.2).double()
-    found = masked_correlation(image, mask, reference, reference_mask)
+    found = masked_correlation(masked_spectra(image, mask), masked_spectra(reference, reference_mask))
     most = 0.4 * (mask * reference_mask).sum()
     for y, x in [(0, 0), (1, 0), (0, -1), (-2, 1), (1, 2)]:
         pairs = [

@@ -3,7 +3,7 @@ import pytest
 from ase import Atoms
 from scipy.spatial.transform import Rotation
 
-from petomo.analysis.truth import potential_of_atoms, score_resolution
+from petomo.analysis.truth import potential_of_atoms, score_volumes
 from petomo.core.grid import Grid
 from petomo.io.artefacts import write_atoms
 from petomo.io.volumes import write_mrc
@@ -50,11 +50,11 @@ def test_resolution_in_the_frame_of_the_truth(tmp_path):
     volume = np.fft.ifft(np.fft.fft(volume, axis=0) * low[:, None, None], axis=0).real
     write_mrc(tmp_path / "volume.mrc", volume.astype(np.float32), 0.3)
     motion = {"rotation_matrix": turn.tolist(), "shift_xyz_angstrom": shift.tolist()}
-    found = score_resolution(tmp_path, tmp_path, {"atoms": {"motion": motion}}, 0.1)
+    found = score_volumes(tmp_path, tmp_path, {"atoms": {"motion": motion}}, 0.1)["volume.mrc"]
     assert found["nyquist_angstrom"] == pytest.approx(0.6)
     assert not found["reached"]["x"]
     assert found["x"] < 0.65
     assert found["reached"]["z"]
     assert 1.3 < found["z"] < 1.9
     away = {"rotation_matrix": np.eye(3).tolist(), "shift_xyz_angstrom": [0, 0, 0]}
-    assert score_resolution(tmp_path, tmp_path, {"atoms": {"motion": away}}, 0.1)["all"] > 2
+    assert score_volumes(tmp_path, tmp_path, {"atoms": {"motion": away}}, 0.1)["volume.mrc"]["all"] > 2

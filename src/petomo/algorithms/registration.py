@@ -14,17 +14,33 @@ _NEIGHBOURS = 2
 _FAVOUR = 0.1
 
 
-def masked_correlation(image: Tensor, mask: Tensor, reference: Tensor, reference_mask: Tensor) -> Tensor:
+def masked_spectra(values: Tensor, valid: Tensor) -> list[Tensor]:
+    """Transforms, twice as wide, of a mask, of the values it allows and of their squares.
+
+    Parameters
+    ----------
+    values : Tensor
+        Image ``(y, x)``; values outside the mask do not matter.
+    valid : Tensor
+        1 where it is valid, 0 elsewhere.
+    """
+    values, valid, size = values.double(), valid.double(), [2 * n for n in values.shape]
+    # a mean near zero, against cancellation
+    values = (values - (values * valid).sum() / valid.sum().clamp_min(1)) * valid
+    return [torch.fft.rfft2(v, s=size) for v in (valid, values, values * values)]
+
+
+def masked_correlation(image: list[Tensor], reference: list[Tensor], favour: float = 0.0) -> Tensor:
     """Normalised cross-correlation of two images for every shift, over the pixels that both masks allow.
 
     Padfield (2012), "Masked object registration in the Fourier domain".
 
     Parameters
     ----------
-    image, reference : Tensor
-        ``(y, x)``, of one shape; values outside the masks do not matter.
-    mask, reference_mask : Tensor
-        1 where an image is valid, 0 elsewhere.
+    image, reference : list of Tensor
+        `masked_spectra` of images of one shape ``(y, x)``.
+    favour : float
+        Power of the overlap, as a share of the largest, that correlations are multiplied by.
 
     Returns
     -------
@@ -32,20 +48,6 @@ def masked_correlation(image: Tensor, mask: Tensor, reference: Tensor, reference
         ``(2 y, 2 x)``: correlation of ``image(r + s)`` with ``reference(r)`` at shift ``s``, negative ones
         wrapped; -1 where the images share too little.
     """
-    found, overlap = _correlate(_spectra(image, mask), _spectra(reference, reference_mask))
-    return torch.where(overlap < _LEAST_OVERLAP, -1.0, found)
-
-
-def _spectra(values: Tensor, valid: Tensor) -> list[Tensor]:
-    """Transforms, twice as wide, of a mask, of the values it allows and of their squares."""
-    values, valid, size = values.double(), valid.double(), [2 * n for n in values.shape]
-    # a mean near zero, against cancellation
-    values = (values - (values * valid).sum() / valid.sum().clamp_min(1)) * valid
-    return [torch.fft.rfft2(v, s=size) for v in (valid, values, values * values)]
-
-
-def _correlate(image: list[Tensor], reference: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Correlation for every shift, and overlap as a share of the largest, from both images' `_spectra`."""
     (m, a, a2), (n, b, b2) = image, (s.conj() for s in reference)
     size = [m.shape[0], 2 * (m.shape[1] - 1)]
     count, own, other, product, own2, other2 = (
@@ -57,7 +59,8 @@ def _correlate(image: list[Tensor], reference: list[Tensor]) -> tuple[Tensor, Te
     floors = [1e-9 * float(power.max()) + 1e-30 for power in powers]
     powers = [power.clamp_min(floor) for power, floor in zip(powers, floors, strict=True)]
     found = covariance / (powers[0] * powers[1]).sqrt()
-    return found.clamp(-1, 1), count / count.max()
+    overlap = count / count.max()
+    return torch.where(overlap < _LEAST_OVERLAP, -1.0, found.clamp(-1, 1) * overlap**favour)
 
 
 def register_neighbours(images: Tensor, masks: Tensor, tilts: Tensor, pixel_size: float) -> Tensor:
@@ -83,14 +86,13 @@ def register_neighbours(images: Tensor, masks: Tensor, tilts: Tensor, pixel_size
         stop = len(order) if way > 0 else -1
         for position in range(start + way, stop, way):
             here, total = order[position], 0.0
-            own = _spectra(images[here], masks[here])
+            own = masked_spectra(images[here], masks[here])
             for back in range(1, min(_NEIGHBOURS, abs(position - start)) + 1):
                 there = order[position - way * back]
                 ratio = float(torch.cos(tilts[here]) / torch.cos(tilts[there]))
                 shift = (places[there] / pixel_size).flip(0).numpy()
                 image, mask = (_stretched(v[there], ratio, shift) for v in (images, masks))
-                found, overlap = _correlate(own, _spectra(image, mask > 0.9))
-                total = total + torch.where(overlap < _LEAST_OVERLAP, -1.0, found * overlap**_FAVOUR)
+                total = total + masked_correlation(own, masked_spectra(image, mask > 0.9), _FAVOUR)
             assert isinstance(total, Tensor)  # there is a neighbour
             places[here] = _peak(total).flip(0) * pixel_size
     return places

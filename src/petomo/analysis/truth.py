@@ -43,14 +43,14 @@ def potential_of_atoms(
     )
 
 
-def score_resolution(
+def score_volumes(
     run_dir: str | Path,
     truth_dir: str | Path,
     score: dict[str, Any],
     vibration_rms: float = 0.0,
     parametrization: Parametrization = "lobato",
-) -> dict[str, Any]:
-    """Fourier shell correlation of a run's ``volume.mrc`` with the true potential, across and along the beam.
+) -> dict[str, dict[str, Any]]:
+    """Fourier shell correlation of a run's volumes with the true potential, across and along the beam.
 
     Parameters
     ----------
@@ -64,14 +64,24 @@ def score_resolution(
     Returns
     -------
     dict
-        JSON-able: ``threshold``, ``nyquist_angstrom``, and full periods in angstrom for ``all`` directions
-        and the cones of 20 degrees about ``x``, ``y``, ``z``; ``reached`` says for each whether the curve
-        fell below the threshold at all, else the period is the finest the volume can hold.
+        JSON-able, by file, of ``volume.mrc`` and ``volume_completed.mrc`` those that are there; empty without
+        scored atoms. Each has ``threshold``, ``nyquist_angstrom``, and full periods in angstrom for ``all``
+        directions and the cones of 20 degrees about ``x``, ``y``, ``z``; ``reached`` says for each whether
+        the curve fell below the threshold at all, else the period is the finest the volume can hold.
     """
-    volume, voxel = read_mrc(Path(run_dir) / "volume.mrc")
-    atoms = _in_frame(read_atoms(Path(truth_dir) / "atoms.xyz"), score)
-    truth = potential_of_atoms(atoms, Grid(volume.shape, tuple(voxel)), vibration_rms, parametrization)
-    return _against(truth, volume, voxel)
+    run, truth = Path(run_dir), truth_folder(truth_dir)
+    if "atoms" not in score:
+        return {}
+    atoms, drawn, out = _in_frame(read_atoms(truth / "atoms.xyz"), score), {}, {}
+    for name in ("volume.mrc", "volume_completed.mrc"):
+        if not (run / name).is_file():
+            continue
+        volume, voxel = read_mrc(run / name)
+        grid = Grid(volume.shape, tuple(voxel))
+        if grid not in drawn:  # as a rule both lie on one grid
+            drawn[grid] = potential_of_atoms(atoms, grid, vibration_rms, parametrization)
+        out[name] = _against(drawn[grid], volume, voxel)
+    return out
 
 
 def _in_frame(atoms: Atoms, score: dict[str, Any]) -> Atoms:
@@ -83,7 +93,7 @@ def _in_frame(atoms: Atoms, score: dict[str, Any]) -> Atoms:
 
 
 def _against(truth: np.ndarray, volume: np.ndarray, voxel: tuple[float, ...]) -> dict[str, Any]:
-    """What `score_resolution` gives, for a volume and the truth on its grid."""
+    """What `score_volumes` says of a volume, from the truth on its grid."""
     curves: dict[str, ShellCorrelation] = {
         "all": fourier_shell_correlation(volume, truth, voxel),
         **directional_correlations(volume, truth, voxel),
@@ -95,20 +105,3 @@ def _against(truth: np.ndarray, volume: np.ndarray, voxel: tuple[float, ...]) ->
         **{name: curve.resolution(THRESHOLD) for name, curve in curves.items()},
         "reached": {name: curve.crossing(THRESHOLD) is not None for name, curve in curves.items()},
     }
-
-
-def score_volumes(run_dir: str | Path, truth_dir: str | Path, score: dict[str, Any]) -> dict[str, Any]:
-    """`score_resolution` of each of a run's volumes that can be put beside the truth, by file."""
-    run, truth = Path(run_dir), truth_folder(truth_dir)
-    if "atoms" not in score:
-        return {}
-    atoms, drawn, out = _in_frame(read_atoms(truth / "atoms.xyz"), score), {}, {}
-    for name in ("volume.mrc", "volume_completed.mrc"):
-        if not (run / name).is_file():
-            continue
-        volume, voxel = read_mrc(run / name)
-        grid = Grid(volume.shape, tuple(voxel))
-        if grid not in drawn:  # as a rule both lie on one grid
-            drawn[grid] = potential_of_atoms(atoms, grid)
-        out[name] = _against(drawn[grid], volume, voxel)
-    return out

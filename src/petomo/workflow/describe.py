@@ -59,7 +59,7 @@ def facts(
     series: TiltSeries,
     config: Config,
     electrons: Sequence[float] | None = None,
-    device: torch.device = torch.device("cpu"),  # noqa: B008
+    device: torch.device | None = None,
 ) -> dict[str, Any]:
     """Derived numbers, units in the keys, ready for JSON.
 
@@ -71,8 +71,8 @@ def facts(
         Settings.
     electrons : sequence of float, optional
         Electrons recorded per tilt, from `petomo.io.readers.validate_counts`.
-    device : torch.device
-        Whose memory is reckoned with.
+    device : torch.device, optional
+        Whose memory is reckoned with, by default the processor's.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def facts(
 
 
 def _facts(
-    series: TiltSeries, config: Config, electrons: Sequence[float] | None, device: torch.device
+    series: TiltSeries, config: Config, electrons: Sequence[float] | None, device: torch.device | None
 ) -> dict[str, Any]:
     first = series[0]
     lam = wavelength(first.energy_ev)
@@ -137,7 +137,7 @@ def tilt_lines(series: TiltSeries, numbers: dict[str, Any]) -> list[str]:
     ]
 
 
-def _memory(series: TiltSeries, config: Config, grids: Grids, device: torch.device) -> int:
+def _memory(series: TiltSeries, config: Config, grids: Grids, device: torch.device | None) -> int:
     """Rough peak of the end-to-end stage in bytes.
 
     The volume, its gradient, its momentum and its rotated copy; the counts that the reader keeps; all
@@ -152,7 +152,7 @@ def _memory(series: TiltSeries, config: Config, grids: Grids, device: torch.devi
         counts = READ_BYTES
     modes = config.ptychography.probe_modes
     chunk = default_chunk(window, modes, device) * modes * math.prod(window)
-    workers = torch.get_num_threads() if device.type == "cpu" else 1
+    workers = torch.get_num_threads() if device is None or device.type == "cpu" else 1
     waves = 2 * number * (chunk * (slices + 4) + 3 * slices * field) * workers
     return number * parts * 4 * math.prod(grids.volume_shape) + counts + waves
 

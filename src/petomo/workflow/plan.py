@@ -19,7 +19,7 @@ from rich.console import Console
 
 from petomo import __version__
 from petomo.analysis.score import score_run
-from petomo.analysis.truth import score_resolution
+from petomo.analysis.truth import score_volumes
 from petomo.core.errors import UserError
 from petomo.core.pose import Poses
 from petomo.io.artefacts import read_json, to_json, write_json
@@ -172,7 +172,8 @@ def _do(task: Task, told: Told) -> dict[str, Any]:
     result = score_run(run, data / "truth")
     still = task.simulation.phonons.configurations == 1
     vibration = 0.0 if still else task.simulation.phonons.displacement_rms_angstrom
-    result["resolution"] = score_resolution(run, data / "truth", result, vibration, task.simulation.potential)
+    volumes = score_volumes(run, data / "truth", result, vibration, task.simulation.potential)
+    result["resolution"] = volumes["volume.mrc"]
     result["stage_seconds"] = read_json(run / "summary.json")["stage_seconds"]
     write_json(task.folder / "result.json", result)
     return read_json(task.folder / "result.json")

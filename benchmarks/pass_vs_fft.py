@@ -123,7 +123,7 @@ def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict
 
 def plain_pass(case: Case) -> None:
     """Petomo's pass as it is where numba or MKL is missing."""
-    chosen, multislice.choose_bench = multislice.choose_bench, lambda _: Bench
+    chosen, multislice.choose_bench = multislice.choose_bench, lambda *_: Bench
     try:
         petomo_pass(case)
     finally:

@@ -6,7 +6,7 @@ import torch
 from helpers import relative_error
 from petomo.core import memory
 from petomo.core.grid import Grid
-from petomo.objectives.losses import Amplitude
+from petomo.objectives.losses import Amplitude, Poisson
 from petomo.physics import multislice
 from petomo.physics.compiled import compiled
 from petomo.physics.multislice import MultisliceOptics, diffract, multislice_loss
@@ -56,6 +56,19 @@ def test_single_precision_on_a_processor_is_compiled():
     assert choose_bench(torch.zeros(1, dtype=torch.complex128)) is Bench
 
 
+def test_a_loss_that_is_not_compiled_is_called():
+    def error(intensity, measured):
+        return (intensity - measured).square().sum((1, 2)), 2 * (intensity - measured)
+
+    assert choose_bench(random_complex(1), Amplitude()) is fused.FusedBench
+    assert choose_bench(random_complex(1), error) is Bench
+    tensors, measured, optics = make_case((16, 24))
+    expected = (diffract(*tensors, optics) - measured).square().sum()
+    assert float(multislice_loss(*tensors, measured, optics, error)) == pytest.approx(
+        float(expected), rel=1e-5
+    )
+
+
 @pytest.mark.parametrize("missing", ["numba", "mkl"])
 def test_without_numba_or_mkl_torch_does_it(monkeypatch, missing):
     if missing == "numba":
@@ -90,12 +103,25 @@ def test_propagation_there_and_back_is_a_product_in_fourier_space(window, by_row
     plan = mkl.plan(*window, by_rows)
     factors = (propagator.mT if by_rows else propagator).contiguous()
     out, spare = torch.empty_like(wave), torch.empty_like(factors)
-    fused._propagate(out.numpy(), wave.numpy(), spare.numpy(), factors.numpy(), plan)
+    fused.propagate(out.numpy(), wave.numpy(), spare.numpy(), factors.numpy(), plan)
     expected = torch.fft.ifft2(torch.fft.fft2(wave) * propagator, norm="forward")
     assert relative_error(out, expected) < 1e-6
     expected = torch.fft.fft2(torch.fft.ifft2(wave, norm="forward") * propagator)
-    fused._propagate_back(wave.numpy(), spare.numpy(), factors.numpy(), plan)
+    fused.propagate_back(wave.numpy(), spare.numpy(), factors.numpy(), plan)
     assert relative_error(wave, expected) < 1e-6
+
+
+def compiled_and_plain(monkeypatch, case, loss, wanted="all", chunk=3):
+    """Loss and gradients of both."""
+    tensors, measured, optics = case
+    found = []
+    for kind in (fused.FusedBench, Bench):
+        monkeypatch.setattr(multislice, "choose_bench", lambda *_, kind=kind: kind)
+        leaves = [t.clone().requires_grad_(wanted in (n, "all")) for n, t in zip(NAMES, tensors, strict=True)]
+        value = multislice_loss(*leaves, measured, optics, loss, chunk)
+        value.backward()
+        found.append([value.detach(), *(leaf.grad for leaf in leaves)])
+    return zip(*found, strict=True)
 
 
 @pytest.mark.usefixtures("by_rows")
@@ -103,19 +129,30 @@ def test_propagation_there_and_back_is_a_product_in_fourier_space(window, by_row
 @pytest.mark.parametrize("wanted", [*NAMES, "all"])
 @pytest.mark.parametrize("window", WINDOWS)
 def test_same_loss_and_gradients(monkeypatch, window, wanted, near):
-    tensors, measured, optics = make_case(window)
     monkeypatch.setattr(fused, "NEAR", near)
-    found = []
-    for kind in (fused.FusedBench, Bench):
-        monkeypatch.setattr(multislice, "choose_bench", lambda _, kind=kind: kind)
-        leaves = [t.clone().requires_grad_(wanted in (n, "all")) for n, t in zip(NAMES, tensors, strict=True)]
-        value = multislice_loss(*leaves, measured, optics, Amplitude(), chunk=3)
-        value.backward()
-        found.append([value.detach(), *(leaf.grad for leaf in leaves)])
-    for ours, plain in zip(*found, strict=True):
+    for ours, plain in compiled_and_plain(monkeypatch, make_case(window), Amplitude(), wanted):
         assert (ours is None) == (plain is None)
         if ours is not None:
             assert relative_error(ours, plain) < 2e-4
+
+
+@pytest.mark.parametrize("kind", [Amplitude, Poisson])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_same_for_every_loss_mask_and_kind_of_counts(monkeypatch, kind, masked, dtype):
+    tensors, measured, optics = make_case((20, 27), patterns=7)
+    counts = (20 * measured).to(dtype)
+    mask = torch.rand(20, 27) < 0.8 if masked else None
+    monkeypatch.setattr(fused, "PATTERNS_A_CALL", 2)
+    for ours, plain in compiled_and_plain(monkeypatch, (tensors, counts, optics), kind(mask=mask), chunk=2):
+        assert relative_error(ours, plain) < 2e-5
+
+
+def test_a_perfect_model_loses_nothing():
+    tensors, _, optics = make_case((20, 27))
+    for loss in (Amplitude(), Poisson()):
+        value = multislice_loss(*tensors, diffract(*tensors, optics), optics, loss)
+        assert 0 <= float(value) < 1e-4
 
 
 @pytest.mark.parametrize("slices", [1, 2, 5])
@@ -123,7 +160,7 @@ def test_same_intensities_whose_waves_are_not_kept(monkeypatch, slices):
     tensors, _, optics = make_case((24, 32), slices)
     found = []
     for kind in (fused.FusedBench, Bench):
-        monkeypatch.setattr(multislice, "choose_bench", lambda _, kind=kind: kind)
+        monkeypatch.setattr(multislice, "choose_bench", lambda *_, kind=kind: kind)
         found.append(diffract(*tensors, optics))
     assert relative_error(*found) < 1e-6
 

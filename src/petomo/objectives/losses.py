@@ -33,6 +33,7 @@ class Amplitude:
     epsilon: float = 0.05
     mask: Tensor | None = field(default=None, repr=False)
     curvature: ClassVar[float] = 2.0
+    formula: ClassVar[str] = "amplitude"
 
     def __call__(self, intensity: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
         """Value per pattern and its derivative in the model intensity, electrons ``(k, ky, kx)``."""
@@ -62,6 +63,7 @@ class Poisson:
     epsilon: float = 0.05
     mask: Tensor | None = field(default=None, repr=False)
     curvature: ClassVar[float] = 4.0
+    formula: ClassVar[str] = "poisson"
 
     def __call__(self, intensity: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
         """Value per pattern and its derivative in the model intensity, electrons ``(k, ky, kx)``."""

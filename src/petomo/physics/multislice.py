@@ -186,7 +186,7 @@ def _value_and_gradients(phase, absorption, probe, positions, measured, optics, 
         transmission(phase, absorption), corners(whole, phase.shape[-2:], window), window
     )
 
-    kind = choose_bench(probe)
+    kind = choose_bench(probe, loss)
 
     def part_of(share: slice) -> tuple[Tensor, Bench]:
         bench = kind(field, corner[share], probe, fraction[share], optics, wants)

@@ -131,10 +131,17 @@ def _fftfreq(like: Tensor) -> Tensor:
     return torch.fft.fftfreq(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
-def choose_bench(probe: Tensor) -> type[Bench]:
-    """The fastest for waves like ``probe``: compiled in single precision on a processor with MKL."""
+def choose_bench(probe: Tensor, loss: object = None) -> type[Bench]:
+    """The fastest for waves like ``probe``: compiled in single precision on a processor with MKL.
+
+    ``loss`` is what compares them with measured ones, if anything does; one without a compiled ``formula``
+    takes plain torch.
+    """
     keep_freed_memory()
     if probe.device.type != "cpu" or probe.dtype != torch.complex64:
         return Bench
     fused = compiled("fused")
-    return Bench if fused is None or fused.mkl.find() is None else fused.FusedBench
+    if fused is None or fused.mkl.find() is None:
+        return Bench
+    known = loss is None or getattr(loss, "formula", None) in fused.FORMULAS
+    return fused.FusedBench if known else Bench

@@ -21,6 +21,7 @@ from petomo.algorithms.site_review import (
     keep_sites,
     name_elements,
     occupancy_wanted,
+    split_heavy,
 )
 from petomo.analysis.matching import register
 from petomo.models.atomic_tomography import AtomicTomography, Sites
@@ -48,15 +49,16 @@ def probe_model(tilt: int) -> ProbeModel:
     return ProbeModel(28.0, (0.01, 0.015, 0.002), 100.0, {"C10": -25.0 - 5 * tilt}, ELECTRONS)
 
 
-def truth(members: int = 8) -> AtomicTomography:
-    frame = end_to_end_problem(tilts=TILTS, scan=(6, 6))
+def truth(members: int = 8, atoms: Sites | None = None, tilts=TILTS) -> AtomicTomography:
+    frame = end_to_end_problem(tilts=tilts, scan=(6, 6))
     window = frame.geometry.optics.window
-    waves = [probe_model(t).ensemble(window, ENERGY, members) for t in range(len(TILTS))]
-    return AtomicTomography(sites(), frame.poses, waves, [p.data for p in frame.positions], frame.geometry)
+    waves = [probe_model(t).ensemble(window, ENERGY, members) for t in range(len(tilts))]
+    scans = [p.data for p in frame.positions]
+    return AtomicTomography(atoms or sites(), frame.poses, waves, scans, frame.geometry)
 
 
 def reader(model: AtomicTomography):
-    patterns = [model.predict(t, torch.arange(len(model.stray[t]))) for t in range(len(TILTS))]
+    patterns = [model.predict(t, torch.arange(len(model.stray[t]))) for t in range(len(model.stray))]
     return lambda tilt, index: patterns[tilt][index]
 
 
@@ -227,6 +229,45 @@ def test_finds_a_missing_atom_and_drops_a_false_one():
     model.occupancy.data[2] = 0.1
     assert drop_weak(model, 0.4, 1.0) == 1
     assert len(model.numbers) == 5
+
+
+def test_splitting_keeps_how_much_there_is_and_where():
+    model = truth()
+    before = model.current_sites()
+    assert split_heavy(model, 1.3, 1.5) == 0
+    model.occupancy.data[1] = 1.5
+    assert split_heavy(model, 1.3, 1.5) == 1
+    after = model.current_sites()
+    assert after.numbers.tolist() == [*NUMBERS, NUMBERS[1]]
+    assert after.occupancy.tolist() == [1.0, 0.75, 1.0, 1.0, 1.0, 1.0, 0.75]
+    one, other = after.positions[1], after.positions[6]
+    torch.testing.assert_close((one + other) / 2, before.positions[1])
+    # the tilts' mean is 0.1 rad about y
+    apart = torch.tensor([-np.sin(0.1), 0.0, np.cos(0.1)]) * 1.5
+    torch.testing.assert_close(other - one, apart, atol=0.01, rtol=0)
+
+
+def test_tells_two_atoms_one_behind_the_other_from_one_between_them():
+    points = ATOMS.double()[[0, 1, 4, 0]].clone()
+    points[3] = torch.tensor([0.2, 0.1, 0.9])
+    points[0] = torch.tensor([0.2, 0.1, -0.9])
+    tilts = (-0.5, -0.25, 0.0, 0.25, 0.5)
+    model = truth(atoms=sites([13, 8, 13, 8], points), tilts=tilts)
+    read = reader(model)
+    between = sites([13, 8, 13], torch.cat([points[:1], points[1:3]]))
+    between.positions[0] = torch.tensor([0.2, 0.1, -0.2])
+    between.occupancy[0] = 1.4
+    keep_sites(model, between)
+    nominal, start = model.angles.data[:, 1].clone(), [probe_model(t) for t in range(len(tilts))]
+    level = Level(model.geometry, read, Poisson(), 8, 3, Candidates((13, 15, 16), 1.5))
+    options = AtomOptions(iterations=5, probe_patterns=4)
+    for _ in refine_atoms(model, start, [level], nominal, [13, 8], options):
+        pass
+    found = model.current_sites()
+    order = torch.cdist(points, found.positions).argmin(1)
+    assert sorted(order.tolist()) == list(range(len(found))) == [0, 1, 2, 3]
+    assert found.numbers[order.numpy()].tolist() == [13, 8, 13, 8]
+    assert float((found.positions[order] - points).norm(dim=1).max()) < 0.15
 
 
 def test_resumes_to_the_same_result():

@@ -28,11 +28,17 @@ class AtomOptions:
     Parameters
     ----------
     iterations : int
-        Quasi-Newton iterations a round.
+        Most quasi-Newton iterations a round.
+    tolerance : float
+        A round ends when an iteration gains less than this for each unknown, as a logarithm of likelihood.
+    half_iterations : int
+        Quasi-Newton iterations of each half of the tilts, for the standard errors.
     probe_patterns : int
         How many patterns of a tilt its probe is fitted to.
     least_occupancy : float
         Sites with less are dropped.
+    most_occupancy : float
+        Sites with more are made two, which may be of lighter elements.
     least_wanted : float
         Places where one Newton step asks for more of an atom become sites. A whole atom that is missing
         asks for about a quarter, because the curvature is that of atoms that all grow together.
@@ -51,9 +57,12 @@ class AtomOptions:
         Mean squared displacement about its mean, square angstrom.
     """
 
-    iterations: int = 3
+    iterations: int = 6
+    tolerance: float = 0.01
+    half_iterations: int = 3
     probe_patterns: int = 40
     least_occupancy: float = 0.4
+    most_occupancy: float = 1.3
     least_wanted: float = 0.15
     phi_width: float = math.radians(0.3)
     theta_width: float = math.radians(0.3)
@@ -108,19 +117,29 @@ class Objective:
 
     def __call__(self, point: Tensor) -> tuple[float, Tensor]:
         """Value and gradient at ``point``."""
-        model = self.model
         self.go(point)
+        total = self._likelihood()
+        prior = self.prior()
+        prior.backward()
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        return total + float(prior.detach()), torch.cat([g.flatten() for g in grads])
+
+    def _likelihood(self) -> float:
+        """Value where the model stands; leaves its gradient in the parameters."""
+        model, total = self.model, 0.0
         model.zero_grad(set_to_none=True)
-        total = 0.0
         for tilt in range(len(model.angles)):
             index = torch.arange(len(model.stray[tilt]))
             value = model(tilt, index, self.read(tilt, index), self.loss)
             value.backward()
             total += float(value.detach())
-        prior = self.prior()
-        prior.backward()
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        return total + float(prior.detach()), torch.cat([g.flatten() for g in grads])
+        return total
+
+    def slope_in_occupancy(self) -> Tensor:
+        """Gradient of the likelihood in the occupancies where the model stands, ``(atom,)``."""
+        self._likelihood()
+        assert self.model.occupancy.grad is not None
+        return self.model.occupancy.grad
 
     def prior(self) -> Tensor:
         """Half the sum of squared deviations in standard deviations."""

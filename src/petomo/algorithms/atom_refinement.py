@@ -7,6 +7,7 @@ curvatures that scale the preconditioner are measured on the model itself.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,15 @@ from petomo.algorithms.atom_objective import AtomOptions, Objective, Reader
 from petomo.algorithms.probe_fit import DRIFTS, SPREADS, fit_probe, share
 from petomo.algorithms.quasi_newton import minimise
 from petomo.algorithms.site_errors import LEAST_TILTS, Halves, position_errors
-from petomo.algorithms.site_review import Candidates, add_missing, drop_weak, keep_sites, name_elements
+from petomo.algorithms.site_review import (
+    Candidates,
+    add_missing,
+    drop_weak,
+    keep_sites,
+    name_elements,
+    order_pairs,
+    split_heavy,
+)
 from petomo.algorithms.status import Status
 from petomo.models.atomic_tomography import AtomicTomography
 from petomo.models.ptycho_tomography import TomographyGeometry
@@ -118,12 +127,16 @@ def refine_atoms(
         solver = minimise(
             objective, objective.point(), objective.preconditioner(curvatures), objective.longest()
         )
-        now = next(solver)
+        now, value = next(solver), math.inf
         for step, now in enumerate(itertools.islice(solver, options.iterations), 1):
             extras = {"round": number + 1.0, "atoms": float(len(model.numbers)), "step": now.step}
-            if step < options.iterations:
-                yield Status(number * options.iterations + step, now.value / patterns, extras, begun)
+            if step == options.iterations or value - now.value < options.tolerance * len(now.point):
+                break
+            value = now.value
+            yield Status(number * options.iterations + step, value / patterns, extras, begun)
         objective.go(now.point)  # the last trial may have led nowhere
+        extras["renamed"] = float(name_elements(model, elements))
+        extras["exchanged"] = float(order_pairs(model, objective.slope_in_occupancy))
         if not last:
             extras |= _review(model, level, elements, options, curvatures.shapes)
         extras["atoms"] = float(len(model.numbers))
@@ -150,9 +163,10 @@ def _compare_halves(
     halves, value = None, 0.0
     if len(nominal) >= LEAST_TILTS:
         halves = Halves(model, level.read, level.loss, nominal, options, curvatures.positions)
-        for step in range(1, options.iterations + 1):
-            value = halves.step() or value
-            if step < options.iterations:
+        last = min(options.half_iterations, options.iterations)
+        for step in range(1, last + 1):
+            value = halves.step()
+            if step < last:
                 count = {"halves": 2.0, "atoms": float(len(model.numbers))}
                 yield Status(done * options.iterations + step, value / patterns, count, begun)
     errors = position_errors(model, objective.bundle(curvatures), halves.sites() if halves else None)
@@ -166,12 +180,11 @@ def _compare_halves(
 def _review(
     model: AtomicTomography, level: Level, elements: Sequence[int], options: AtomOptions, shapes: Tensor
 ) -> dict[str, float]:
-    """Look at the atoms again: how many were renamed, dropped, added."""
-    found = {
-        "renamed": float(name_elements(model, elements)),
-        "dropped": float(drop_weak(model, options.least_occupancy, 1.0)),
-    }
+    """Look at the atoms again: how many were dropped, split, added."""
+    found = {"dropped": float(drop_weak(model, options.least_occupancy, 1.0))}
     if level.candidates is not None:
+        apart = level.candidates.min_distance
+        found["split"] = float(split_heavy(model, options.most_occupancy, apart))
         least, lightest = options.least_wanted, min(elements)
         added = add_missing(model, level.read, level.loss, lightest, level.candidates, least, shapes)
         found["added"] = float(added)

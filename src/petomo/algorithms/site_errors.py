@@ -57,22 +57,17 @@ class Halves:
             self.solvers.append(
                 minimise(objective, objective.point(), objective.preconditioner(own), objective.longest())
             )
-            next(self.solvers[-1])
-        self.points = [torch.cat([p.data.flatten() for p in part.parameters()]) for part in self.models]
+        self.now = [next(solver) for solver in self.solvers]
 
     def step(self) -> float:
-        """One quasi-Newton iteration of each half; returns the sum of their values, 0 where none is left."""
-        total = 0.0
-        for number, solver in enumerate(self.solvers):
-            now = next(solver, None)
-            if now is not None:
-                self.points[number], total = now.point, total + now.value
-        return total
+        """One quasi-Newton iteration of each half; returns the sum of their values."""
+        self.now = [next(solver, now) for solver, now in zip(self.solvers, self.now, strict=True)]
+        return sum(now.value for now in self.now)
 
     def sites(self) -> tuple[Tensor, Tensor]:
         """Positions of the atoms in each half, ``(atom, 3)``."""
         first, second = (
-            p[: 3 * len(m.numbers)].view(-1, 3) for p, m in zip(self.points, self.models, strict=True)
+            now.point[: 3 * len(m.numbers)].view(-1, 3) for now, m in zip(self.now, self.models, strict=True)
         )
         return first, second
 

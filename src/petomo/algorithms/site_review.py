@@ -12,10 +12,18 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from petomo.algorithms.bundle_preconditioner import atom_sensitivity
+from petomo.core.pose import rotation_matrices
 from petomo.models.atomic_tomography import AtomicTomography, Sites
 from petomo.physics.atomic_potential import projected_factor
 from petomo.physics.multislice import multislice_loss
 from petomo.physics.resample import rotate_and_bin
+
+
+#: 1/angstrom; what varies more slowly hardly shows in the patterns
+_UNSEEN = 0.15
+
+#: correlation from which on two atoms are named together
+_LEAST_ALIKE = 0.3
 
 
 @dataclass(frozen=True)
@@ -46,9 +54,20 @@ def strengths(model: AtomicTomography) -> np.ndarray:
 
 
 def name_elements(model: AtomicTomography, elements: Sequence[int]) -> int:
-    """Give every atom the element whose strength is nearest to its own; returns how many changed."""
+    """Give every atom the element whose strength is nearest to its own; returns how many changed.
+
+    Of two that overlap the patterns tell the sum better than the difference, so that they are named together.
+    """
     own, whole = strengths(model), np.array([strength(model, z) for z in elements])
-    nearest = np.abs(np.log(np.maximum(own, 1e-9))[:, None] - np.log(whole)).argmin(axis=1)
+    # relative to the geometric mean: the same for twice as much and for half
+    off = (own[:, None] - whole) / np.sqrt(np.maximum(own[:, None], 1e-9) * whole)
+    nearest, free = np.abs(off).argmin(axis=1), np.ones(len(own), dtype=bool)
+    pairs, share = overlaps(model)
+    for (i, j), alike in zip(pairs, share, strict=True):  # those that overlap most first
+        if free[i] and free[j]:
+            misfit = off[i][:, None] ** 2 + off[j] ** 2 + 2 * alike * off[i][:, None] * off[j]
+            nearest[i], nearest[j] = np.unravel_index(misfit.argmin(), misfit.shape)
+            free[i] = free[j] = False
     numbers = np.asarray(elements)[nearest]
     changed = numbers != model.numbers
     typical = float(model.variance.data.median())
@@ -58,6 +77,75 @@ def name_elements(model: AtomicTomography, elements: Sequence[int]) -> int:
         model.variance[where] = typical  # it had made up for the wrong element
     model.numbers = numbers
     return int(changed.sum())
+
+
+def order_pairs(model: AtomicTomography, gradient: Callable[[], Tensor]) -> int:
+    """Exchange two overlapping atoms of different elements where the patterns ask for it; returns how many pairs.
+
+    Which of two that overlap is the heavier shows in little but their third moment, so that their strengths
+    come apart slowly. Halfway between both orders the slope of the loss tells them apart.
+
+    Parameters
+    ----------
+    gradient : callable
+        Of the loss in the occupancies where the model stands, ``(atom,)``, without priors.
+    """
+    pairs, _ = overlaps(model)
+    free, chosen = np.ones(len(model.numbers), dtype=bool), []
+    for i, j in pairs:
+        if free[i] and free[j]:
+            free[i] = free[j] = False
+            chosen += [(i, j)] if model.numbers[i] != model.numbers[j] else []
+    if not chosen:
+        return 0
+    one, other = np.array(chosen).T
+    kept = model.current_sites()
+    whole = np.array([strength(model, z) for z in model.numbers])
+    own = whole * kept.occupancy.numpy()
+    middle = own.copy()
+    middle[one] = middle[other] = (own[one] + own[other]) / 2
+    model.occupancy.data.copy_(torch.as_tensor(middle / whole))
+    slope = gradient().numpy() / whole
+    wanted, numbers = slope[one] < slope[other], model.numbers.copy()
+    swap = wanted != (whole[one] > whole[other])
+    i, j = one[swap], other[swap]
+    numbers[i], numbers[j] = model.numbers[j], model.numbers[i]
+    occupancy = kept.occupancy.clone()
+    occupancy[i], occupancy[j] = kept.occupancy[j], kept.occupancy[i]
+    keep_sites(model, Sites(numbers, kept.positions, occupancy, kept.variance))
+    return int(swap.sum())
+
+
+def overlaps(model: AtomicTomography, reach: float = 2.5) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of atoms that the tilts show at nearly the same place, most alike first.
+
+    Parameters
+    ----------
+    reach : float
+        Most distance in angstrom.
+
+    Returns
+    -------
+    np.ndarray, np.ndarray
+        ``(pair, 2)``, and the correlation of their contributions to the patterns ``(pair,)``, at least
+        `_LEAST_ALIKE`.
+    """
+    pairs = KDTree(model.sites.detach().numpy()).query_pairs(reach, output_type="ndarray")
+    if len(pairs) == 0:
+        return pairs, np.zeros(0)
+    (ny, nx), voxel = model.geometry.slices.shape, model.pixel_size
+    q2 = (
+        torch.fft.fftfreq(ny, voxel, dtype=torch.float64)[:, None] ** 2
+        + torch.fft.rfftfreq(nx, voxel, dtype=torch.float64) ** 2
+    )
+    power = projected_factor(int(model.numbers.min()), (ny, nx), voxel) ** 2 * q2 / (q2 + _UNSEEN**2)
+    alike = torch.fft.irfft2(power, s=(ny, nx))[0, : nx // 2].numpy()
+    lab = np.stack([model.lab(tilt).detach().numpy()[:, :2] for tilt in range(len(model.angles))])
+    distance = np.linalg.norm(lab[:, pairs[:, 0]] - lab[:, pairs[:, 1]], axis=-1)
+    share = np.interp(distance / voxel, np.arange(len(alike)), alike / alike[0]).mean(axis=0)
+    order = np.argsort(-share, kind="stable")
+    order = order[share[order] > _LEAST_ALIKE]
+    return pairs[order], share[order]
 
 
 def keep_sites(model: AtomicTomography, sites: Sites) -> None:
@@ -77,6 +165,48 @@ def drop_weak(model: AtomicTomography, least: float, min_distance: float) -> int
         keep[i if own[i] < own[j] else j] = False
     keep_sites(model, model.current_sites().select(np.flatnonzero(keep)))
     return int((~keep).sum())
+
+
+def split_heavy(model: AtomicTomography, most: float, apart: float) -> int:
+    """Make two of every site with more than ``most`` atoms, ``apart`` along the beam; returns how many.
+
+    Where the tilts do not reach far, two neighbours one behind the other look like one atom and a half between
+    them, and no missing atom is added so near to it. A pair that was one atom draws together again.
+
+    Parameters
+    ----------
+    most : float
+        Occupancy, less what those that overlap lack.
+    apart : float
+        Distance of the two in angstrom.
+    """
+    sites, own = model.current_sites(), strengths(model)
+    whole = own / sites.occupancy.numpy()
+    excess, lack = own - whole, np.minimum(own - whole, 0)
+    pairs, _ = overlaps(model)
+    for one, other in (pairs.T, pairs.T[::-1]):
+        np.add.at(excess, one, lack[other])
+    heavy = torch.as_tensor(excess > (most - 1) * whole)
+    if not heavy.any():
+        return 0
+    towards = rotation_matrices(*model.angles.detach().unbind(-1))[:, 2].mean(0)
+    half = apart / 2 * towards / towards.norm()
+    sites.positions[heavy] -= half
+    sites.occupancy[heavy] /= 2
+    new = sites.select(np.flatnonzero(heavy))
+    new.positions.add_(2 * half)
+    keep_sites(model, joined(sites, new))
+    return len(new)
+
+
+def joined(one: Sites, other: Sites) -> Sites:
+    """The sites of both."""
+    return Sites(
+        np.concatenate([one.numbers, other.numbers]),
+        torch.cat([one.positions, other.positions]),
+        torch.cat([one.occupancy, other.occupancy]),
+        torch.cat([one.variance, other.variance]),
+    )
 
 
 def add_missing(
@@ -109,18 +239,10 @@ def add_missing(
             others = np.vstack([others, place])
             chosen.append(place)
     if chosen:
-        new = torch.as_tensor(np.array(chosen))
-        count = len(chosen)
-        variance = torch.full((count,), float(found.variance.median()), dtype=torch.float64)
-        keep_sites(
-            model,
-            Sites(
-                np.concatenate([found.numbers, np.full(count, element)]),
-                torch.cat([found.positions, new]),
-                torch.cat([found.occupancy, torch.full((count,), 0.7, dtype=torch.float64)]),
-                torch.cat([found.variance, variance]),
-            ),
-        )
+        whole = torch.ones(len(chosen), dtype=torch.float64)
+        numbers, positions = np.full(len(chosen), element), torch.as_tensor(np.array(chosen))
+        new = Sites(numbers, positions, 0.7 * whole, float(found.variance.median()) * whole)
+        keep_sites(model, joined(found, new))
     return len(chosen)
 
 

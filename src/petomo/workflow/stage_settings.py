@@ -221,7 +221,9 @@ class RefinementSettings(Section):
     fine_voxel_angstrom: PositiveFloat | None = Field(
         default=None, description="null = the detector lies within two thirds of the model's"
     )
-    iterations: PositiveInt = Field(default=3, description="quasi-Newton iterations a round")
+    iterations: PositiveInt = Field(
+        default=6, description="most quasi-Newton iterations a round, which ends when they gain little"
+    )
     theta_width_degree: PositiveFloat = Field(
         default=0.3, description="expected error of the stage tilt (standard deviation)"
     )

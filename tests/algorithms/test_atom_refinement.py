@@ -21,7 +21,10 @@ from petomo.algorithms.site_review import (
     keep_sites,
     name_elements,
     occupancy_wanted,
+    order_pairs,
+    overlaps,
     split_heavy,
+    strength,
 )
 from petomo.analysis.matching import register
 from petomo.models.atomic_tomography import AtomicTomography, Sites
@@ -231,6 +234,47 @@ def test_finds_a_missing_atom_and_drops_a_false_one():
     assert len(model.numbers) == 5
 
 
+def test_overlap_is_that_of_the_images():
+    model = truth(tilts=(0.0,))
+    pair = sites([13, 8], torch.tensor([[0.1, 0.2, 0.9], [0.1, 0.2, -0.9]]))
+    keep_sites(model, pair)
+    pairs, alike = overlaps(model)
+    assert pairs.tolist() == [[0, 1]]
+    assert 0.9 < alike[0] < 1  # phi and psi are a little off
+    model.sites.data[1] = torch.tensor([1.9, 0.2, -0.9])  # beside each other, and out of reach
+    assert overlaps(model)[0].size == 0
+
+
+def test_two_that_overlap_are_named_by_their_sum():
+    model = truth(tilts=(-0.1, 0.1))
+    pair = sites([13, 13], torch.tensor([[0.1, 0.2, 0.9], [0.1, 0.2, -0.9]]))
+    keep_sites(model, pair)
+    whole = strength(model, 8) / strength(model, 13)
+    # either would be Al by itself; together they are as much as an Al and an O
+    model.occupancy.data[:] = torch.tensor([0.81, whole + 0.19])
+    assert name_elements(model, [13, 8]) == 1
+    assert model.numbers.tolist() == [13, 8]
+    model.sites.data[1, 0] += 1.6
+    model.numbers = np.array([13, 13])
+    model.occupancy.data[:] = torch.tensor([0.81, whole + 0.19])
+    assert name_elements(model, [13, 8]) == 0
+
+
+def test_exchanges_two_in_the_wrong_order():
+    tilts = (-0.4, -0.2, 0.0, 0.2, 0.4)
+    points = torch.tensor([[0.2, 0.1, -0.9], [0.2, 0.1, 0.9], [1.1, -0.8, -1.0]])
+    model = truth(atoms=sites([13, 8, 8], points), tilts=tilts)
+    target = objective(model, reader(model))
+    assert order_pairs(model, target.of_atoms) == 0
+    assert model.occupancy.data.tolist() == [1.0, 1.0, 1.0]
+    model.numbers = np.array([8, 13, 8])
+    model.occupancy.data[:2] = torch.tensor([1.3, 0.75])
+    assert order_pairs(model, target.of_atoms) == 1
+    assert model.numbers.tolist() == [13, 8, 8]
+    assert model.occupancy.data.tolist() == pytest.approx([0.75, 1.3, 1.0])
+    torch.testing.assert_close(model.sites.data, points.double())
+
+
 def test_splitting_keeps_how_much_there_is_and_where():
     model = truth()
     before = model.current_sites()
@@ -259,15 +303,16 @@ def test_tells_two_atoms_one_behind_the_other_from_one_between_them():
     between.occupancy[0] = 1.4
     keep_sites(model, between)
     nominal, start = model.angles.data[:, 1].clone(), [probe_model(t) for t in range(len(tilts))]
-    level = Level(model.geometry, read, Poisson(), 8, 3, Candidates((13, 15, 16), 1.5))
-    options = AtomOptions(iterations=5, probe_patterns=4)
+    level = Level(model.geometry, read, Poisson(), 8, 4, Candidates((13, 15, 16), 1.5))
+    options = AtomOptions(iterations=6, probe_patterns=4)
     for _ in refine_atoms(model, start, [level], nominal, [13, 8], options):
         pass
     found = model.current_sites()
     order = torch.cdist(points, found.positions).argmin(1)
     assert sorted(order.tolist()) == list(range(len(found))) == [0, 1, 2, 3]
     assert found.numbers[order.numpy()].tolist() == [13, 8, 13, 8]
-    assert float((found.positions[order] - points).norm(dim=1).max()) < 0.15
+    error = found.positions[order] - points
+    assert float((error - error.mean(0)).norm(dim=1).max()) < 0.25  # tau moves all
 
 
 def test_resumes_to_the_same_result():

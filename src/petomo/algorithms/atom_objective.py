@@ -135,11 +135,13 @@ class Objective:
             total += float(value.detach())
         return total
 
-    def slope_in_occupancy(self) -> Tensor:
-        """Gradient of the likelihood in the occupancies where the model stands, ``(atom,)``."""
+    def of_atoms(self) -> tuple[Tensor, Tensor]:
+        """Gradient of the likelihood where the model stands, in occupancies and sites."""
         self._likelihood()
-        assert self.model.occupancy.grad is not None
-        return self.model.occupancy.grad
+        grown, moved = self.model.occupancy.grad, self.model.sites.grad
+        assert grown is not None
+        assert moved is not None
+        return grown, moved
 
     def prior(self) -> Tensor:
         """Half the sum of squared deviations in standard deviations."""

@@ -136,7 +136,7 @@ def refine_atoms(
             yield Status(number * options.iterations + step, value / patterns, extras, begun)
         objective.go(now.point)  # the last trial may have led nowhere
         extras["renamed"] = float(name_elements(model, elements))
-        extras["exchanged"] = float(order_pairs(model, objective.slope_in_occupancy))
+        extras["exchanged"] = float(order_pairs(model, objective.of_atoms))
         if not last:
             extras |= _review(model, level, elements, options, curvatures.shapes)
         extras["atoms"] = float(len(model.numbers))

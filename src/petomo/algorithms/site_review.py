@@ -18,7 +18,6 @@ from petomo.physics.atomic_potential import projected_factor
 from petomo.physics.multislice import multislice_loss
 from petomo.physics.resample import rotate_and_bin
 
-
 #: 1/angstrom; what varies more slowly hardly shows in the patterns
 _UNSEEN = 0.15
 
@@ -47,10 +46,11 @@ def strength(model: AtomicTomography, number: int) -> float:
     return float(projected_factor(int(number), model.geometry.slices.shape, model.pixel_size).norm())
 
 
-def strengths(model: AtomicTomography) -> np.ndarray:
-    """The model's atoms' strengths ``(atom,)``, occupancies included."""
-    whole = {z: strength(model, z) for z in np.unique(model.numbers)}
-    return np.array([whole[z] for z in model.numbers]) * model.occupancy.detach().numpy()
+def strengths(model: AtomicTomography) -> tuple[np.ndarray, np.ndarray]:
+    """Strengths of the model's atoms ``(atom,)``: as they are, never below zero, and of whole ones."""
+    each = {z: strength(model, z) for z in np.unique(model.numbers)}
+    whole = np.array([each[z] for z in model.numbers])
+    return whole * model.occupancy.detach().clamp_min(1e-9).numpy(), whole
 
 
 def name_elements(model: AtomicTomography, elements: Sequence[int]) -> int:
@@ -58,9 +58,9 @@ def name_elements(model: AtomicTomography, elements: Sequence[int]) -> int:
 
     Of two that overlap the patterns tell the sum better than the difference, so that they are named together.
     """
-    own, whole = strengths(model), np.array([strength(model, z) for z in elements])
+    own, whole = strengths(model)[0], np.array([strength(model, z) for z in elements])
     # relative to the geometric mean: the same for twice as much and for half
-    off = (own[:, None] - whole) / np.sqrt(np.maximum(own[:, None], 1e-9) * whole)
+    off = (own[:, None] - whole) / np.sqrt(own[:, None] * whole)
     nearest, free = np.abs(off).argmin(axis=1), np.ones(len(own), dtype=bool)
     pairs, share = overlaps(model)
     for (i, j), alike in zip(pairs, share, strict=True):  # those that overlap most first
@@ -79,41 +79,44 @@ def name_elements(model: AtomicTomography, elements: Sequence[int]) -> int:
     return int(changed.sum())
 
 
-def order_pairs(model: AtomicTomography, gradient: Callable[[], Tensor]) -> int:
-    """Exchange two overlapping atoms of different elements where the patterns ask for it; returns how many pairs.
+def order_pairs(model: AtomicTomography, gradient: Callable[[], tuple[Tensor, Tensor]]) -> int:
+    """Exchange overlapping atoms of two elements where the patterns ask for it; returns how many pairs.
 
-    Which of two that overlap is the heavier shows in little but their third moment, so that their strengths
-    come apart slowly. Halfway between both orders the slope of the loss tells them apart.
+    Which of two that overlap is the heavier shows in their third moment alone, so that their strengths come
+    apart slowly. Halfway between both orders, at the same lower moments, the slope of the loss tells.
 
     Parameters
     ----------
     gradient : callable
-        Of the loss in the occupancies where the model stands, ``(atom,)``, without priors.
+        Of the loss where the model stands, without priors: in occupancies ``(atom,)`` and sites.
     """
-    pairs, _ = overlaps(model)
-    free, chosen = np.ones(len(model.numbers), dtype=bool), []
+    pairs, free = overlaps(model)[0], np.ones(len(model.numbers), dtype=bool)
+    chosen = []
     for i, j in pairs:
         if free[i] and free[j]:
             free[i] = free[j] = False
             chosen += [(i, j)] if model.numbers[i] != model.numbers[j] else []
     if not chosen:
         return 0
-    one, other = np.array(chosen).T
-    kept = model.current_sites()
-    whole = np.array([strength(model, z) for z in model.numbers])
-    own = whole * kept.occupancy.numpy()
-    middle = own.copy()
-    middle[one] = middle[other] = (own[one] + own[other]) / 2
-    model.occupancy.data.copy_(torch.as_tensor(middle / whole))
-    slope = gradient().numpy() / whole
-    wanted, numbers = slope[one] < slope[other], model.numbers.copy()
-    swap = wanted != (whole[one] > whole[other])
+    one, other = torch.as_tensor(np.array(chosen)).T
+    kept, (own, whole) = model.current_sites(), map(torch.as_tensor, strengths(model))
+    s, t, p, q = own[one, None], own[other, None], kept.positions[one], kept.positions[other]
+    middle, centre = (s + t) / 2, (s * p + t * q) / (s + t)
+    arm = (p - q) * (s * t).sqrt() / (s + t)
+    with torch.no_grad():
+        for pair, side in ((one, 1), (other, -1)):
+            model.sites[pair] = centre + side * arm
+            model.occupancy[pair] = middle[:, 0] / whole[pair]
+    grown, moved = gradient()
+    slope = grown[one] / whole[one] - grown[other] / whole[other]
+    slope -= (arm / middle * (moved[one] + moved[other])).sum(1)
+    swap = (slope < 0) != (whole[one] > whole[other])
     i, j = one[swap], other[swap]
-    numbers[i], numbers[j] = model.numbers[j], model.numbers[i]
-    occupancy = kept.occupancy.clone()
-    occupancy[i], occupancy[j] = kept.occupancy[j], kept.occupancy[i]
+    numbers, occupancy = model.numbers.copy(), kept.occupancy.clone()
+    for pair, rest in ((i, j), (j, i)):
+        numbers[pair], occupancy[pair] = model.numbers[rest], kept.occupancy[rest]
     keep_sites(model, Sites(numbers, kept.positions, occupancy, kept.variance))
-    return int(swap.sum())
+    return len(i)
 
 
 def overlaps(model: AtomicTomography, reach: float = 2.5) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +162,7 @@ def keep_sites(model: AtomicTomography, sites: Sites) -> None:
 def drop_weak(model: AtomicTomography, least: float, min_distance: float) -> int:
     """Remove atoms of less than ``least`` occupancy, and the weaker of two that met; returns how many."""
     occupancy, positions = model.occupancy.detach().numpy(), model.sites.detach().numpy()
-    own = strengths(model)
+    own, _ = strengths(model)
     keep = occupancy >= least
     for i, j in KDTree(positions).query_pairs(min_distance):
         keep[i if own[i] < own[j] else j] = False
@@ -168,9 +171,9 @@ def drop_weak(model: AtomicTomography, least: float, min_distance: float) -> int
 
 
 def split_heavy(model: AtomicTomography, most: float, apart: float) -> int:
-    """Make two of every site with more than ``most`` atoms, ``apart`` along the beam; returns how many.
+    """Make two of every site with more than ``most`` atoms, one behind the other; returns how many.
 
-    Where the tilts do not reach far, two neighbours one behind the other look like one atom and a half between
+    Where the tilts do not reach far, two neighbours along the beam look like one atom and a half between
     them, and no missing atom is added so near to it. A pair that was one atom draws together again.
 
     Parameters
@@ -180,8 +183,7 @@ def split_heavy(model: AtomicTomography, most: float, apart: float) -> int:
     apart : float
         Distance of the two in angstrom.
     """
-    sites, own = model.current_sites(), strengths(model)
-    whole = own / sites.occupancy.numpy()
+    sites, (own, whole) = model.current_sites(), strengths(model)
     excess, lack = own - whole, np.minimum(own - whole, 0)
     pairs, _ = overlaps(model)
     for one, other in (pairs.T, pairs.T[::-1]):

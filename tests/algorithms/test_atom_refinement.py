@@ -279,6 +279,9 @@ def test_splitting_keeps_how_much_there_is_and_where():
     model = truth()
     before = model.current_sites()
     assert split_heavy(model, 1.3, 1.5) == 0
+    model.occupancy.data[:] = 1.5
+    assert split_heavy(model, 1.3, 1.5) == 0  # then it is the scale that is wrong
+    model.occupancy.data[:] = 1.0
     model.occupancy.data[1] = 1.5
     assert split_heavy(model, 1.3, 1.5) == 1
     after = model.current_sites()

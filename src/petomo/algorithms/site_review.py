@@ -179,11 +179,13 @@ def split_heavy(model: AtomicTomography, most: float, apart: float) -> int:
     Parameters
     ----------
     most : float
-        Occupancy, less what those that overlap lack.
+        Occupancy, less what those that overlap lack; of the median where that is more than 1, because the
+        model's scale may be off.
     apart : float
         Distance of the two in angstrom.
     """
     sites, (own, whole) = model.current_sites(), strengths(model)
+    whole *= max(1.0, float(sites.occupancy.median()))
     excess, lack = own - whole, np.minimum(own - whole, 0)
     pairs, _ = overlaps(model)
     for one, other in (pairs.T, pairs.T[::-1]):

@@ -148,6 +148,18 @@ def test_same_for_every_loss_mask_and_kind_of_counts(monkeypatch, kind, masked, 
         assert relative_error(ours, plain) < 2e-5
 
 
+def test_slices_may_lie_in_memory_in_any_order():
+    (phase, _, probe, positions), measured, optics = make_case((20, 27), patterns=7)
+    rest = probe, positions / 10  # so that no vacuum is added
+    turned = phase.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    given, straight = (
+        multislice_loss(p, None, *rest, measured, optics, Amplitude()) for p in (turned, phase)
+    )
+    assert torch.equal(given, straight)
+    given, straight = (diffract(p, None, *rest, optics) for p in (turned, phase))
+    assert torch.equal(given, straight)
+
+
 def test_a_perfect_model_loses_nothing():
     tensors, _, optics = make_case((20, 27))
     for loss in (Amplitude(), Poisson()):

@@ -128,12 +128,13 @@ def refine_atoms(
             objective, objective.point(), objective.preconditioner(curvatures), objective.longest()
         )
         now, value = next(solver), math.inf
+        extras = {"round": number + 1.0, "atoms": float(len(model.numbers)), "step": now.step}
         for step, now in enumerate(itertools.islice(solver, options.iterations), 1):
-            extras = {"round": number + 1.0, "atoms": float(len(model.numbers)), "step": now.step}
+            extras["step"] = now.step
             if step == options.iterations or value - now.value < options.tolerance * len(now.point):
                 break
             value = now.value
-            yield Status(number * options.iterations + step, value / patterns, extras, begun)
+            yield Status(number * options.iterations + step, value / patterns, dict(extras), begun)
         objective.go(now.point)  # the last trial may have led nowhere
         extras["renamed"] = float(name_elements(model, elements))
         extras["exchanged"] = float(order_pairs(model, objective.of_atoms))

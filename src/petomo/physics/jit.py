@@ -1,4 +1,8 @@
-"""How numba compiles what `petomo.physics.compiled.compiled` loads."""
+"""How numba compiles what `petomo.physics.compiled.compiled` loads.
+
+What is kept is compiled anew when the file of the function that is called has changed. After a change of what
+is inlined into it from another file (`waves`, `vectors`) touch that one as well.
+"""
 
 from __future__ import annotations
 

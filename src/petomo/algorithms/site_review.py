@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,13 +61,10 @@ def name_elements(model: AtomicTomography, elements: Sequence[int]) -> int:
     own, whole = strengths(model)[0], np.array([strength(model, z) for z in elements])
     # relative to the geometric mean: the same for twice as much and for half
     off = (own[:, None] - whole) / np.sqrt(own[:, None] * whole)
-    nearest, free = np.abs(off).argmin(axis=1), np.ones(len(own), dtype=bool)
-    pairs, share = overlaps(model)
-    for (i, j), alike in zip(pairs, share, strict=True):  # those that overlap most first
-        if free[i] and free[j]:
-            misfit = off[i][:, None] ** 2 + off[j] ** 2 + 2 * alike * off[i][:, None] * off[j]
-            nearest[i], nearest[j] = np.unravel_index(misfit.argmin(), misfit.shape)
-            free[i] = free[j] = False
+    nearest = np.abs(off).argmin(axis=1)
+    for i, j, alike in _couples(model):
+        misfit = off[i][:, None] ** 2 + off[j] ** 2 + 2 * alike * off[i][:, None] * off[j]
+        nearest[i], nearest[j] = np.unravel_index(misfit.argmin(), misfit.shape)
     numbers = np.asarray(elements)[nearest]
     changed = numbers != model.numbers
     typical = float(model.variance.data.median())
@@ -90,12 +87,7 @@ def order_pairs(model: AtomicTomography, gradient: Callable[[], tuple[Tensor, Te
     gradient : callable
         Of the loss where the model stands, without priors: in occupancies ``(atom,)`` and sites.
     """
-    pairs, free = overlaps(model)[0], np.ones(len(model.numbers), dtype=bool)
-    chosen = []
-    for i, j in pairs:
-        if free[i] and free[j]:
-            free[i] = free[j] = False
-            chosen += [(i, j)] if model.numbers[i] != model.numbers[j] else []
+    chosen = [(i, j) for i, j, _ in _couples(model) if model.numbers[i] != model.numbers[j]]
     if not chosen:
         return 0
     one, other = torch.as_tensor(np.array(chosen)).T
@@ -117,6 +109,15 @@ def order_pairs(model: AtomicTomography, gradient: Callable[[], tuple[Tensor, Te
         numbers[pair], occupancy[pair] = model.numbers[rest], kept.occupancy[rest]
     keep_sites(model, Sites(numbers, kept.positions, occupancy, kept.variance))
     return len(i)
+
+
+def _couples(model: AtomicTomography) -> Iterator[tuple[int, int, float]]:
+    """Atoms that overlap and how much, each in one couple at most, those that overlap most first."""
+    free = np.ones(len(model.numbers), dtype=bool)
+    for (i, j), alike in zip(*overlaps(model), strict=True):
+        if free[i] and free[j]:
+            free[i] = free[j] = False
+            yield i, j, alike
 
 
 def overlaps(model: AtomicTomography, reach: float = 2.5) -> tuple[np.ndarray, np.ndarray]:

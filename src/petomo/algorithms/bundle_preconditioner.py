@@ -19,7 +19,7 @@ from torch import Tensor
 
 from petomo.core.pose import rotation_matrices
 from petomo.models.atomic_tomography import AtomicTomography
-from petomo.physics.atomic_potential import projected_factor
+from petomo.physics.atomic_potential import half_plane, projected_factor
 
 #: Per tilt: phi, theta, psi, tau x y, affine xx xy yx yy.
 POSE_PARAMETERS = 9
@@ -36,9 +36,7 @@ def atom_sensitivity(model: AtomicTomography) -> tuple[Tensor, Tensor]:
         occupancy and variance ``(atom, 2, 2)``.
     """
     (ny, nx), voxel = model.geometry.slices.shape, model.pixel_size
-    qy = torch.fft.fftfreq(ny, voxel, dtype=torch.float64)[:, None]
-    qx = torch.fft.rfftfreq(nx, voxel, dtype=torch.float64)[None]
-    q2 = qy**2 + qx**2
+    q2 = half_plane((ny, nx), voxel)
     # Parseval on the half plane kx >= 0
     weight = torch.full_like(q2, 2.0) * model.sigma**2 / (ny * nx * voxel**4)
     weight[:, 0] /= 2

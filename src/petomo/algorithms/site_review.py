@@ -14,12 +14,12 @@ from torch import Tensor
 from petomo.algorithms.bundle_preconditioner import atom_sensitivity
 from petomo.core.pose import rotation_matrices
 from petomo.models.atomic_tomography import AtomicTomography, Sites
-from petomo.physics.atomic_potential import projected_factor
+from petomo.physics.atomic_potential import half_plane, projected_factor
 from petomo.physics.multislice import multislice_loss
 from petomo.physics.resample import rotate_and_bin
 
 #: 1/angstrom; what varies more slowly hardly shows in the patterns
-_UNSEEN = 0.15
+_SLOWEST = 0.15
 
 #: correlation from which on two atoms are named together
 _LEAST_ALIKE = 0.3
@@ -138,11 +138,8 @@ def overlaps(model: AtomicTomography, reach: float = 2.5) -> tuple[np.ndarray, n
     if len(pairs) == 0:
         return pairs, np.zeros(0)
     (ny, nx), voxel = model.geometry.slices.shape, model.pixel_size
-    q2 = (
-        torch.fft.fftfreq(ny, voxel, dtype=torch.float64)[:, None] ** 2
-        + torch.fft.rfftfreq(nx, voxel, dtype=torch.float64) ** 2
-    )
-    power = projected_factor(int(model.numbers.min()), (ny, nx), voxel) ** 2 * q2 / (q2 + _UNSEEN**2)
+    q2 = half_plane((ny, nx), voxel)
+    power = projected_factor(int(model.numbers.min()), (ny, nx), voxel) ** 2 * q2 / (q2 + _SLOWEST**2)
     alike = torch.fft.irfft2(power, s=(ny, nx))[0, : nx // 2].numpy()
     lab = np.stack([model.lab(tilt).detach().numpy()[:, :2] for tilt in range(len(model.angles))])
     distance = np.linalg.norm(lab[:, pairs[:, 0]] - lab[:, pairs[:, 1]], axis=-1)

@@ -21,14 +21,20 @@ from petomo.physics.scattering_factors import SCATTERING_TO_VOLT, Parametrizatio
 _TOGETHER = 256  # atoms drawn into a volume at a time, so that their plane waves need little memory
 
 
+def half_plane(shape: tuple[int, int], voxel: float) -> Tensor:
+    """Squared frequencies in 1/angstrom^2, ``(ky, kx)`` with kx >= 0, FFT order."""
+    qy = torch.fft.fftfreq(shape[0], voxel, dtype=torch.float64)[:, None]
+    return qy**2 + torch.fft.rfftfreq(shape[1], voxel, dtype=torch.float64) ** 2
+
+
 @lru_cache(maxsize=64)
 def projected_factor(atomic_number: int, shape: tuple[int, int], voxel: float) -> Tensor:
     """Transform of an atom's projected potential in V angstrom^3, ``(ky, kx)`` with kx >= 0, FFT order.
 
     Kirkland 2020, Eq. 5.9: ``h^2 / (2 pi m e) f_e(q)``.
     """
-    qy, qx = np.fft.fftfreq(shape[0], voxel)[:, None], np.fft.rfftfreq(shape[1], voxel)[None]
-    return torch.as_tensor(SCATTERING_TO_VOLT * scattering_factor(atomic_number, qy**2 + qx**2))
+    factor = scattering_factor(atomic_number, half_plane(shape, voxel).numpy())
+    return torch.as_tensor(SCATTERING_TO_VOLT * factor)
 
 
 def slice_shares(z: Tensor, geometry: SliceGeometry) -> tuple[Tensor, Tensor]:

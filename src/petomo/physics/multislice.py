@@ -84,12 +84,11 @@ def default_chunk(window: Sequence[int], modes: int = 3, device: torch.device | 
 
 def _field(stack: Tensor, corner: Tensor, window: Sequence[int]) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """Grow a transmission stack by vacuum so that every patch lies inside; its rows are contiguous."""
-    stack = stack.contiguous()
     left, right, top, bottom = required_margin(corner, stack.shape[-2:], window)
     if left or right or top or bottom:
         stack = torch.nn.functional.pad(stack, (left, right, top, bottom), value=1.0)
         corner = corner + torch.tensor([top, left], device=corner.device)
-    return stack, corner, (top, left)
+    return stack.contiguous(), corner, (top, left)
 
 
 def diffract(

@@ -166,7 +166,7 @@ def pull_back(phase, adjoint, wave, field, y, x):
 
 @inlined
 def collect(adjoint, spectrum, first, last, gradient, along_first, along_last):
-    """Adjoint of `_shift`, and the overlap summed to both axes."""
+    """Adjoint of `shift`, and the overlap summed to both axes."""
     for i in range(adjoint.shape[0]):
         line, source, target, factor = adjoint[i], spectrum[i], gradient[i], first[i]
         total = np.float32(0.0)

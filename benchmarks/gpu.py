@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from pass_vs_fft import LOSS, MODES, SLICES, bare_ffts, make_case
+from pass_vs_fft import LOSS, MODES, SLICES, bare_ffts, make_case, plain_torch
 
 from petomo.physics.multislice import multislice_loss
 from petomo.physics.resample import SliceGeometry, rotate_and_bin
@@ -42,7 +42,7 @@ def multislice_times(size: int, patterns: int, chunks: tuple[int, ...], device: 
     for name in ("phase", "probe", "positions", "measured"):
         setattr(case, name, getattr(case, name).to(device))
 
-    def one_pass(chunk: int) -> None:
+    def one_pass(chunk: int | None) -> None:
         phase, probe, positions = case.leaves()
         multislice_loss(phase, None, probe, positions, case.measured, case.optics, LOSS, chunk).backward()
 
@@ -51,6 +51,9 @@ def multislice_times(size: int, patterns: int, chunks: tuple[int, ...], device: 
     for chunk in chunks:
         spent = seconds(lambda chunk=chunk: one_pass(chunk), device) / patterns * 1e3
         print(f"    chunk {chunk:4d}: {spent:.3f} ms/pattern, {spent / floor:.2f} x bare FFTs", flush=True)
+    with plain_torch():
+        spent = seconds(lambda: one_pass(None), device) / patterns * 1e3
+    print(f"    plain torch: {spent:.3f} ms/pattern, {spent / floor:.2f} x bare FFTs", flush=True)
 
 
 def rotation_times(size: int, device: torch.device) -> None:

@@ -19,7 +19,8 @@ import argparse
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -121,13 +122,19 @@ def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict
     return {name: min(t[1:]) for name, t in times.items()}
 
 
-def plain_pass(case: Case) -> None:
-    """Petomo's pass as it is where numba or MKL is missing."""
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """As it is where nothing is compiled."""
     chosen, multislice.choose_bench = multislice.choose_bench, lambda *_: Bench
     try:
-        petomo_pass(case)
+        yield
     finally:
         multislice.choose_bench = chosen
+
+
+def plain_pass(case: Case) -> None:
+    with plain_torch():
+        petomo_pass(case)
 
 
 def measure(size: int, patterns: int, rounds: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from hypothesis import settings
 
 from helpers import SHARED
 from petomo.cli import main
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
 
 settings.register_profile("petomo", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("petomo")

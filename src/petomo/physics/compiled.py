@@ -9,8 +9,8 @@ from types import ModuleType
 
 @lru_cache
 def compiled(name: str) -> ModuleType | None:
-    """The module ``petomo.physics.{name}``, whose functions numba compiles; None where it cannot."""
+    """The module ``petomo.physics.{name}``, compiled by numba or Triton; None where it cannot be."""
     try:
         return import_module(f"petomo.physics.{name}")
-    except (ImportError, RuntimeError):  # no numba, or nowhere to keep what it compiles
+    except (ImportError, RuntimeError):  # none of them, or nowhere to keep what it compiles
         return None

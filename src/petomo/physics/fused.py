@@ -46,9 +46,6 @@ NEAR = 1 << 16
 #: patterns between two looks at the interpreter: for interrupts and other threads
 PATTERNS_A_CALL = 64
 
-#: losses there is compiled code for
-FORMULAS = ("amplitude", "poisson")
-
 _NOTHING = np.empty((0, 0, 0), np.float32)
 
 
@@ -143,7 +140,7 @@ def _aligned(*shape: int) -> np.ndarray:
 
 
 class FusedBench(Bench):
-    """`Bench` for complex64 on a processor with MKL and losses of `FORMULAS`."""
+    """`Bench` for complex64 on a processor with MKL and the losses of `FORMULAS`."""
 
     def __init__(self, field, corner, probe, fraction, optics, wants=(False,) * 4) -> None:
         super().__init__(field, corner, probe, fraction, optics, wants)

@@ -1,7 +1,8 @@
 """A share of a batch on its way through the slices and back (paper Eq. 6-10, 18, 19); see `multislice`.
 
-`petomo.physics.fused` does the same in compiled code, one wave at a time; `choose_bench` takes it where it
-runs. The propagation behind the last slice is left out, since it only changes phases on the detector.
+`petomo.physics.fused` does the same in compiled code, one wave at a time, and `petomo.physics.gpu` on a GPU;
+`choose_bench` takes them where they run. The propagation behind the last slice is left out, since it only
+changes phases on the detector.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from petomo.core.memory import keep_freed_memory
 from petomo.physics.compiled import compiled
 from petomo.physics.fourier import phase_line
 from petomo.physics.patches import crop, scatter_add_
+
+#: losses there is compiled code for
+FORMULAS = ("amplitude", "poisson")
 
 
 class Bench:
@@ -132,16 +136,18 @@ def _fftfreq(like: Tensor) -> Tensor:
 
 
 def choose_bench(probe: Tensor, loss: object = None) -> type[Bench]:
-    """The fastest for waves like ``probe``: compiled in single precision on a processor with MKL.
+    """The fastest for waves like ``probe``: compiled in single precision, on a GPU or a processor with MKL.
 
     ``loss`` is what compares them with measured ones, if anything does; one without a compiled ``formula``
     takes plain torch.
     """
     keep_freed_memory()
-    if probe.device.type != "cpu" or probe.dtype != torch.complex64:
+    if probe.dtype != torch.complex64 or (
+        loss is not None and getattr(loss, "formula", None) not in FORMULAS
+    ):
         return Bench
-    fused = compiled("fused")
-    if fused is None or fused.mkl.find() is None:
-        return Bench
-    known = loss is None or getattr(loss, "formula", None) in fused.FORMULAS
-    return fused.FusedBench if known else Bench
+    if probe.device.type == "cuda":
+        gpu = compiled("gpu")
+        return Bench if gpu is None else gpu.GpuBench
+    fused = compiled("fused") if probe.device.type == "cpu" else None
+    return Bench if fused is None or fused.mkl.find() is None else fused.FusedBench

@@ -146,8 +146,10 @@ def test_preconditioner_is_symmetric_and_positive():
     apply = target.preconditioner(Curvatures(model, 4.0))
     torch.manual_seed(1)
     a, b = (torch.randn_like(target.point()) for _ in range(2))
-    assert float(a @ apply(b)) == pytest.approx(float(b @ apply(a)), rel=1e-6)
     assert all(float(v @ apply(v)) > 0 for v in (a, b))
+    # as far as conjugate gradients were followed
+    size = float(a @ apply(a) * (b @ apply(b))) ** 0.5
+    assert float(a @ apply(b)) == pytest.approx(float(b @ apply(a)), abs=1e-4 * size)
 
 
 def test_preconditioner_is_near_the_inverse_hessian_where_weak_modes_are():
@@ -382,9 +384,9 @@ def test_standard_errors_are_those_of_the_atoms(disturbed):
         target = objective(model, read, stray_width=1e-3)
         curvatures = Curvatures(model, 4.0)
         solver = minimise(target, target.point(), target.preconditioner(curvatures))
-        target.go(list(itertools.islice(solver, 6))[-1].point)
+        target.go(list(itertools.islice(solver, 10))[-1].point)
         halves = Halves(model, read, Poisson(), target.nominal, target.options, curvatures.positions)
-        for _ in range(5):
+        for _ in range(8):
             halves.step()
         bundle = target.bundle(curvatures)
         errors = position_errors(model, bundle, halves.sites())

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from petomo.algorithms.atom_curvatures import Curvatures
-from petomo.algorithms.bundle_preconditioner import POSE_PARAMETERS, BundlePreconditioner
+from petomo.algorithms.bundle_preconditioner import POSE_PARAMETERS, BundlePreconditioner, Precisions
+from petomo.algorithms.overlap_hessian import OverlapHessian
 from petomo.models.atomic_tomography import AtomicTomography
 from petomo.physics.multislice import Loss
 
@@ -18,7 +19,7 @@ Reader = Callable[[int, Tensor], Tensor]
 
 #: angstrom, radian, square angstrom
 _LONGEST = {"sites": 0.7, "tau": 0.7, "stray": 0.7, "angles": 0.05, "affine": 0.05}
-_LONGEST |= {"occupancy": 1.0, "variance": 0.05}
+_LONGEST |= {"occupancy": 1.0, "variance": 0.01}
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,14 @@ class Objective:
         ]
         return torch.cat(parts)
 
+    def least(self) -> Tensor:
+        """What no unknown may fall below: an atom's mean squared displacement is at least 0."""
+        parts = [
+            torch.full_like(p.data, 0.0 if name == "variance" else -math.inf).flatten()
+            for name, p in self.model.named_parameters()
+        ]
+        return torch.cat(parts)
+
     def go(self, point: Tensor) -> None:
         """Bring the model to ``point``."""
         parts = point.split([p.numel() for p in self.parameters])
@@ -163,19 +172,21 @@ class Objective:
         ]
         return 0.5 * sum((d**2).sum() for d in deviations)  # pyright: ignore[reportReturnType]
 
-    def bundle(self, curvatures: Curvatures) -> BundlePreconditioner:
-        """Atoms and tilts linearised where the model stands."""
+    def _precisions(self) -> Precisions:
         o = self.options
         widths = [o.phi_width, o.theta_width, o.psi_width, math.inf, math.inf, *[o.affine_width] * 4]
-        prior = torch.tensor([w**-2 for w in widths], dtype=torch.float64)
-        return BundlePreconditioner(
-            self.model, curvatures, prior, (o.occupancy_width**-2, o.variance_width**-2), o.scale_width**-2
-        )
+        tilt = torch.tensor([w**-2 for w in widths], dtype=torch.float64)
+        return Precisions(tilt, (o.occupancy_width**-2, o.variance_width**-2), o.scale_width**-2)
+
+    def bundle(self, curvatures: Curvatures) -> BundlePreconditioner:
+        """Atoms and tilts linearised where the model stands."""
+        return BundlePreconditioner(self.model, curvatures, self._precisions())
 
     def preconditioner(self, curvatures: Curvatures) -> Callable[[Tensor], Tensor]:
         """Approximate inverse Hessian where the model stands, for gradients as vectors."""
         o, sizes = self.options, [p.numel() for p in self.parameters]
-        names, bundle = [name for name, _ in self.model.named_parameters()], self.bundle(curvatures)
+        names = [name for name, _ in self.model.named_parameters()]
+        hessian = OverlapHessian(self.model, curvatures, self._precisions())
         own = torch.eye(2, dtype=torch.float64) / o.stray_width**2
         strays = [torch.linalg.inv(h * 1.02 + own) for h in curvatures.positions]
         count, tilts = len(self.model.sites), len(self.model.angles)
@@ -187,12 +198,12 @@ class Objective:
                 parts["tau"].view(tilts, 2),
                 parts["affine"].view(tilts, 4),
             ]
-            sites, poses = bundle.sites_and_tilts(parts["sites"].view(count, 3), torch.cat(poses, dim=1))
-            shapes = bundle.shapes(torch.stack([parts["occupancy"], parts["variance"]], dim=1))
+            atoms = [parts["sites"].view(count, 3), parts["occupancy"][:, None], parts["variance"][:, None]]
+            atoms, poses = hessian.solve((torch.cat(atoms, dim=1), torch.cat(poses, dim=1)))
             steps = {
-                "sites": sites,
-                "occupancy": shapes[:, 0],
-                "variance": shapes[:, 1],
+                "sites": atoms[:, :3],
+                "occupancy": atoms[:, 3],
+                "variance": atoms[:, 4],
                 "angles": poses[:, :3],
                 "tau": poses[:, 3:5],
                 "affine": poses[:, 5:POSE_PARAMETERS],

@@ -125,7 +125,11 @@ def refine_atoms(
             model.weigh_positions(tilt, known)
         objective = Objective(model, level.read, level.loss, nominal, options)
         solver = minimise(
-            objective, objective.point(), objective.preconditioner(curvatures), objective.longest()
+            objective,
+            objective.point(),
+            objective.preconditioner(curvatures),
+            objective.longest(),
+            objective.least(),
         )
         now, value = next(solver), math.inf
         extras = {"round": number + 1.0, "atoms": float(len(model.numbers)), "step": now.step}

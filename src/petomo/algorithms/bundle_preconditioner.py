@@ -4,14 +4,16 @@ Every atom is taken to act on the patterns by itself, through the phase it adds,
 the arrow shape of bundle adjustment: a small block per atom, a block per tilt, and the coupling of the
 two. Atoms are eliminated, and a small dense system for the tilts remains (Triggs et al. 2000, section 6).
 A stretch or rotation of the specimen that its scan follows moves no atom against the scan; it shows only
-within the probe, so that this stiffness is measured and put in as an update of low rank. What is left out
-(overlap of atoms, depth within one tilt, multiple scattering) is left to the quasi-Newton updates.
+within the probe, so that this stiffness is measured and put in as an update of low rank. Overlap of
+atoms is added by `petomo.algorithms.overlap_hessian`; what is left out (depth within one tilt, multiple
+scattering) is left to the quasi-Newton updates.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from petomo.physics.atomic_potential import half_plane, projected_factor
 
 #: Per tilt: phi, theta, psi, tau x y, affine xx xy yx yy.
 POSE_PARAMETERS = 9
-_DAMPING = 0.02
+DAMPING = 0.02
 
 
 def atom_sensitivity(model: AtomicTomography) -> tuple[Tensor, Tensor]:
@@ -84,6 +86,24 @@ def lateral_motion(model: AtomicTomography) -> tuple[Tensor, Tensor]:
     return turned[:, :2], out
 
 
+class Precisions(NamedTuple):
+    """Inverse variances of the priors.
+
+    Parameters
+    ----------
+    tilt : Tensor
+        Of the parameters of a tilt ``(POSE_PARAMETERS,)``.
+    shape : (float, float)
+        Of occupancy and variance.
+    scale : float
+        Of the mean distortion of all scans.
+    """
+
+    tilt: Tensor
+    shape: tuple[float, float]
+    scale: float
+
+
 class BundlePreconditioner:
     """Applies the approximate inverse Hessian.
 
@@ -93,39 +113,32 @@ class BundlePreconditioner:
         Where to linearise.
     curvatures : object
         See `petomo.algorithms.atom_curvatures.Curvatures`.
-    prior : Tensor
-        Precisions of the tilts' parameters ``(POSE_PARAMETERS,)``.
-    shape_prior : (float, float)
-        Precisions of occupancy and variance.
-    scale_prior : float
-        Precision of the mean distortion of all scans.
+    precisions : Precisions
+        Of the priors.
     """
 
-    def __init__(
-        self,
-        model: AtomicTomography,
-        curvatures,
-        prior: Tensor,
-        shape_prior: tuple[float, float],
-        scale_prior: float,
-    ):
+    def __init__(self, model: AtomicTomography, curvatures, precisions: Precisions):
         shift, shape = atom_sensitivity(model)
         across, motion = lateral_motion(model)
         weight = curvatures.moves[:, None] * shift
         atoms = torch.einsum("tn,tai,taj->nij", weight, across, across)
-        self.atoms = torch.linalg.inv(_damped(atoms))
+        self.atoms = torch.linalg.inv(damped(atoms))
         coupling = torch.einsum("tn,tai,tnap->ntip", weight, across, motion)
-        tilts = _damped(torch.einsum("tn,tnap,tnaq->tpq", weight, motion, motion), 1e-3) + torch.diag(prior)
+        tilts = damped(torch.einsum("tn,tnap,tnaq->tpq", weight, motion, motion), 1e-3) + torch.diag(
+            precisions.tilt
+        )
         self.eliminated = torch.einsum("nij,ntjp->ntip", self.atoms, coupling)
         size = len(tilts) * POSE_PARAMETERS
         system = -torch.einsum("nsip,ntiq->sptq", coupling, self.eliminated)
         for tilt, block in enumerate(tilts):
             system[tilt, :, tilt] += block
-        self.tilts = torch.linalg.cholesky(_damped(system.reshape(size, size), 1e-6))
+        self.tilts = torch.linalg.cholesky(damped(system.reshape(size, size), 1e-6))
         self.strain = _strain_functionals(model, shift, across, motion)
-        self._stiffen(curvatures.strain, scale_prior)
-        total = shape * curvatures.shapes.sum() + torch.diag(torch.tensor(shape_prior, dtype=torch.float64))
-        self.shape = torch.linalg.inv(_damped(total))
+        self._stiffen(curvatures.strain, precisions.scale)
+        total = shape * curvatures.shapes.sum() + torch.diag(
+            torch.tensor(precisions.shape, dtype=torch.float64)
+        )
+        self.shape = torch.linalg.inv(damped(total))
 
     def _stiffen(self, stiffness: Tensor, scale_prior: float) -> None:
         """Prepare the updates for strains and for the mean distortion (Woodbury identity)."""
@@ -141,17 +154,26 @@ class BundlePreconditioner:
         for row in _mean_distortion(tilts):
             columns.append(self._arrow(nowhere, row))
         self.answers = (torch.stack([c[0] for c in columns]), torch.stack([c[1] for c in columns]))
-        inner = torch.stack([self._functionals(*c) for c in columns], dim=1)
-        soft = torch.linalg.inv(_damped(stiffness, 1e-3))
+        inner = torch.stack([self.functionals(*c) for c in columns], dim=1)
+        soft = torch.linalg.inv(damped(stiffness, 1e-3))
         inner += torch.block_diag(*soft, torch.eye(3, dtype=torch.float64) / scale_prior)
         self.inner = torch.linalg.inv(inner)
 
-    def _functionals(self, sites: Tensor, tilts: Tensor) -> Tensor:
+    def functionals(self, sites: Tensor, tilts: Tensor) -> Tensor:
         """Strains of all images and mean distortions of the scans, for steps of sites and tilts."""
         on_sites, on_tilts = self.strain
         strains = torch.einsum("tkni,ni->tk", on_sites, sites) + torch.einsum("tkp,tp->tk", on_tilts, tilts)
         means = torch.einsum("ctp,tp->c", _mean_distortion(len(tilts)), tilts)
         return torch.cat([strains.flatten(), means])
+
+    def adjoint_functionals(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Adjoint of `functionals`."""
+        on_sites, on_tilts = self.strain
+        tilts, kinds = on_tilts.shape[:2]
+        strains, means = values[:-3].view(tilts, kinds), values[-3:]
+        poses = torch.einsum("tkp,tk->tp", on_tilts, strains)
+        poses = poses + torch.einsum("ctp,c->tp", _mean_distortion(tilts), means)
+        return torch.einsum("tkni,tk->ni", on_sites, strains), poses
 
     def _arrow(self, sites: Tensor, tilts: Tensor) -> tuple[Tensor, Tensor]:
         reduced = tilts - torch.einsum("ntip,ni->tp", self.eliminated, sites)
@@ -162,7 +184,7 @@ class BundlePreconditioner:
     def sites_and_tilts(self, sites: Tensor, tilts: Tensor) -> tuple[Tensor, Tensor]:
         """From gradients ``(atom, 3)`` and ``(tilt, POSE_PARAMETERS)`` to steps."""
         step = self._arrow(sites, tilts)
-        stiff = self.inner @ self._functionals(*step)
+        stiff = self.inner @ self.functionals(*step)
         return step[0] - torch.einsum("c,cni->ni", stiff, self.answers[0]), step[1] - torch.einsum(
             "c,ctp->tp", stiff, self.answers[1]
         )
@@ -211,7 +233,7 @@ def _strain_functionals(
     share = weight / weight.sum()
     arm = arm - torch.einsum("n,tni->ti", share, arm)[:, None]
     spread = torch.einsum("n,tni,tnj->tij", share, arm, arm)
-    lever = torch.einsum("n,tni,tij->tnj", share, arm, torch.linalg.inv(_damped(spread, 1e-9)))
+    lever = torch.einsum("n,tni,tij->tnj", share, arm, torch.linalg.inv(damped(spread, 1e-9)))
     zero = torch.zeros_like(lever[..., 0])
     x, y = lever.unbind(-1)
     # strain kind by atom by component of its motion
@@ -224,7 +246,8 @@ def _strain_functionals(
     return torch.einsum("tkna,tai->tkni", maps, across), on_tilts
 
 
-def _damped(matrices: Tensor, damping: float = _DAMPING) -> Tensor:
+def damped(matrices: Tensor, damping: float = DAMPING) -> Tensor:
+    """Matrices with their diagonals made larger by a share."""
     diagonal = matrices.diagonal(dim1=-2, dim2=-1)
     floor = 1e-9 * diagonal.amax(-1, keepdim=True).clamp_min(1e-12)
     return matrices + torch.diag_embed(damping * diagonal + floor)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from petomo.algorithms.conjugate_gradients import Blocks, conjugate_gradients
 from petomo.algorithms.linear_tomography import residuals
 from petomo.core.pose import Poses
 from petomo.models.projections import (
@@ -77,7 +77,7 @@ def joint_step(
         deviation.to(slopes)
     )
 
-    def normal(change: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def normal(change: Blocks) -> Blocks:
         images = project(change[0], poses, geometry) + torch.einsum("tpyx,tp->tyx", slopes, change[1])
         images = weights * residuals(images, torch.zeros_like(images), weights, fit_offsets=True)
         back = free * back_project(images, poses, geometry)
@@ -88,40 +88,13 @@ def joint_step(
     damping = 1e-3 * scale + stiffness + (scale <= 0)
     inverse = torch.linalg.inv(curvature + torch.diag_embed(damping))
 
-    def precondition(gradient: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def precondition(gradient: Blocks) -> Blocks:
         return gradient[0] / norm, torch.einsum("tpq,tq->tp", inverse, gradient[1])
 
-    solution = _conjugate_gradients(normal, (-(free * gradient), -pose_gradient), precondition, iterations)
-    return Step(*solution, loss)
+    down = -(free * gradient), -pose_gradient
+    change, motion = conjugate_gradients(normal, down, precondition, iterations)
+    return Step(change, motion, loss)
 
 
 def _centred(parameters: Tensor) -> Tensor:
     return parameters - parameters.mean(0)
-
-
-def _dot(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
-    return sum(
-        float(torch.dot(u.flatten().double(), v.flatten().double())) for u, v in zip(a, b, strict=True)
-    )
-
-
-def _conjugate_gradients(
-    normal: Callable, right: tuple[Tensor, Tensor], precondition: Callable, iterations: int
-) -> tuple[Tensor, Tensor]:
-    """Preconditioned conjugate gradients from zero, for a pair of blocks."""
-    solution = tuple(torch.zeros_like(part) for part in right)
-    residual = right
-    direction = preconditioned = precondition(residual)
-    product = _dot(residual, preconditioned)
-    for _ in range(iterations):
-        image = normal(direction)
-        bend = _dot(direction, image)
-        if bend <= 0 or product <= 0:
-            break
-        length = product / bend
-        solution = tuple(s + length * d for s, d in zip(solution, direction, strict=True))
-        residual = tuple(r - length * i for r, i in zip(residual, image, strict=True))
-        preconditioned = precondition(residual)
-        product, previous = _dot(residual, preconditioned), product
-        direction = tuple(p + product / previous * d for p, d in zip(preconditioned, direction, strict=True))
-    return solution  # pyright: ignore[reportReturnType]

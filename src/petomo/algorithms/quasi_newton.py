@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 _MEMORY = 10
@@ -27,6 +28,7 @@ def minimise(
     start: Tensor,
     precondition: Callable[[Tensor], Tensor],
     longest: Tensor | float = math.inf,
+    least: Tensor | float = -math.inf,
 ) -> Iterator[Iterate]:
     """Yield the start and then ever better points; ends when no step along the direction helps.
 
@@ -39,20 +41,27 @@ def minimise(
     precondition : callable
         Applies a positive definite approximation of the inverse Hessian.
     longest : Tensor or float
-        How far a single unknown may go in one step; a longer one is shortened as a whole.
+        How far a single unknown may go in one step.
+    least : Tensor or float
+        What no unknown may fall below.
     """
-    point = start.clone()
+    reach, floor = (torch.as_tensor(limit, dtype=start.dtype) for limit in (longest, least))
+    point = start.clamp_min(floor)
     value, gradient = evaluate(point)
     yield Iterate(point, value, gradient, 0.0)
+
+    def within(direction: Tensor) -> Tensor:
+        # each by itself: shortened as a whole, a step would be as long as the least known of all lets it
+        return (point + direction.clamp(-reach, reach)).clamp_min(floor) - point
+
     pairs: list[tuple[Tensor, Tensor]] = []
     while True:
-        direction = -_two_loops(gradient, pairs, precondition)
+        direction = within(-_two_loops(gradient, pairs, precondition))
         slope = float(gradient @ direction)
         if slope >= 0:
-            pairs, direction = [], -precondition(gradient)
+            pairs, direction = [], within(-precondition(gradient))
             slope = float(gradient @ direction)
-        first = 1 / max(1.0, float((direction.abs() / longest).max()))
-        found = _backtrack(evaluate, point, value, direction, slope, first)
+        found = _backtrack(evaluate, point, value, direction, slope, 1.0)
         if found is None:
             return
         change, bend = found.point - point, found.gradient - gradient

@@ -55,7 +55,13 @@ class Halves:
             own = Curvatures(part, loss.curvature, curvatures[first::2])
             objective = Objective(part, _every_other(read, first), loss, nominal[first::2], options)
             self.solvers.append(
-                minimise(objective, objective.point(), objective.preconditioner(own), objective.longest())
+                minimise(
+                    objective,
+                    objective.point(),
+                    objective.preconditioner(own),
+                    objective.longest(),
+                    objective.least(),
+                )
             )
         self.now = [next(solver) for solver in self.solvers]
 

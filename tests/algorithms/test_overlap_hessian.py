@@ -62,7 +62,7 @@ def test_blocks_are_products_of_images(one, other):
 
 def hessian(model):
     target = objective(model, reader(model))
-    return OverlapHessian(model, Curvatures(model, 4.0), target._precisions()), target
+    return OverlapHessian(model, Curvatures(model, 4.0), target.precisions()), target
 
 
 def random_step(model, seed):

@@ -172,7 +172,8 @@ class Objective:
         ]
         return 0.5 * sum((d**2).sum() for d in deviations)  # pyright: ignore[reportReturnType]
 
-    def _precisions(self) -> Precisions:
+    def precisions(self) -> Precisions:
+        """Of the priors."""
         o = self.options
         widths = [o.phi_width, o.theta_width, o.psi_width, math.inf, math.inf, *[o.affine_width] * 4]
         tilt = torch.tensor([w**-2 for w in widths], dtype=torch.float64)
@@ -180,13 +181,13 @@ class Objective:
 
     def bundle(self, curvatures: Curvatures) -> BundlePreconditioner:
         """Atoms and tilts linearised where the model stands."""
-        return BundlePreconditioner(self.model, curvatures, self._precisions())
+        return BundlePreconditioner(self.model, curvatures, self.precisions())
 
     def preconditioner(self, curvatures: Curvatures) -> Callable[[Tensor], Tensor]:
         """Approximate inverse Hessian where the model stands, for gradients as vectors."""
         o, sizes = self.options, [p.numel() for p in self.parameters]
         names = [name for name, _ in self.model.named_parameters()]
-        hessian = OverlapHessian(self.model, curvatures, self._precisions())
+        hessian = OverlapHessian(self.model, curvatures, self.precisions())
         own = torch.eye(2, dtype=torch.float64) / o.stray_width**2
         strays = [torch.linalg.inv(h * 1.02 + own) for h in curvatures.positions]
         count, tilts = len(self.model.sites), len(self.model.angles)

@@ -81,10 +81,10 @@ class OverlapHessian:
             # from a step of an atom to that of its image
             turn = torch.zeros(4, 5, dtype=torch.float64)
             turn[:2, :3], turn[2, 3], turn[3, 4] = across[t], 1.0, 1.0
-            single_, double = single * scale, double * scale
-            self.atoms += turn.T @ single_ @ turn
+            alone, double = single * scale, double * scale
+            self.atoms += turn.T @ alone @ turn
             self.both[near] += turn.T @ double @ turn
-            moved = single_[:, :, :2] @ motion[t]
+            moved = alone[:, :, :2] @ motion[t]
             moved.index_add_(0, one, double[:, :, :2] @ motion[t, other])
             moved.index_add_(0, other, double.mT[:, :, :2] @ motion[t, one])
             self.coupling[:, t] = turn.T @ moved

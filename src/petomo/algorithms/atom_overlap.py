@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from petomo.models.atomic_tomography import AtomicTomography
-from petomo.physics.atomic_potential import half_plane, projected_factor
+from petomo.physics.atomic_potential import half_plane, half_plane_weight, projected_factor
 
 #: Shape of `transfer`: 1/angstrom, a share and a power. With these, most curvatures of the likelihood on a
 #: simulated series are met within a factor of 2: of Pt, Al and O that move, grow or swell, each alone or all
@@ -57,10 +57,7 @@ def overlap_tables(model: AtomicTomography, reach: float) -> tuple[Tensor, dict[
     """
     (ny, nx), voxel = model.geometry.slices.shape, model.pixel_size
     q2 = half_plane((ny, nx), voxel)
-    # Parseval on the half plane kx >= 0
-    weight = torch.full_like(q2, 2.0) * model.sigma**2 / (ny * nx * voxel**4)
-    weight[:, 0] /= 2
-    weight *= transfer(model, q2)
+    weight = model.sigma**2 * half_plane_weight((ny, nx), voxel) * transfer(model, q2)
     factors = {}
     for z in np.unique(model.numbers):
         u2 = float(model.variance.data[torch.as_tensor(model.numbers == z)].mean())

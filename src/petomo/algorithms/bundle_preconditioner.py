@@ -21,7 +21,7 @@ from torch import Tensor
 
 from petomo.core.pose import rotation_matrices
 from petomo.models.atomic_tomography import AtomicTomography
-from petomo.physics.atomic_potential import half_plane, projected_factor
+from petomo.physics.atomic_potential import half_plane, half_plane_weight, projected_factor
 
 #: Per tilt: phi, theta, psi, tau x y, affine xx xy yx yy.
 POSE_PARAMETERS = 9
@@ -39,9 +39,7 @@ def atom_sensitivity(model: AtomicTomography) -> tuple[Tensor, Tensor]:
     """
     (ny, nx), voxel = model.geometry.slices.shape, model.pixel_size
     q2 = half_plane((ny, nx), voxel)
-    # Parseval on the half plane kx >= 0
-    weight = torch.full_like(q2, 2.0) * model.sigma**2 / (ny * nx * voxel**4)
-    weight[:, 0] /= 2
+    weight = model.sigma**2 * half_plane_weight((ny, nx), voxel)
     shift = torch.zeros(len(model.numbers), dtype=torch.float64)
     shape = torch.zeros(len(model.numbers), 2, 2, dtype=torch.float64)
     for z in np.unique(model.numbers):

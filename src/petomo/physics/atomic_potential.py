@@ -21,6 +21,14 @@ from petomo.physics.scattering_factors import SCATTERING_TO_VOLT, Parametrizatio
 _TOGETHER = 256  # atoms drawn into a volume at a time, so that their plane waves need little memory
 
 
+def half_plane_weight(shape: tuple[int, int], voxel: float) -> Tensor:
+    """Weight of each frequency of `half_plane` in the integral over an image, by Parseval."""
+    weight = torch.full((shape[0], shape[1] // 2 + 1), 2.0, dtype=torch.float64)
+    weight /= shape[0] * shape[1] * voxel**4
+    weight[:, 0] /= 2
+    return weight
+
+
 def half_plane(shape: tuple[int, int], voxel: float) -> Tensor:
     """Squared frequencies in 1/angstrom^2, ``(ky, kx)`` with kx >= 0, FFT order."""
     qy = torch.fft.fftfreq(shape[0], voxel, dtype=torch.float64)[:, None]

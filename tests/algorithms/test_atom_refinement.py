@@ -27,6 +27,7 @@ from petomo.algorithms.site_review import (
     strength,
 )
 from petomo.analysis.matching import register
+from petomo.core.scan import affine_basis
 from petomo.models.atomic_tomography import AtomicTomography, Sites
 from petomo.objectives.losses import Poisson
 from petomo.physics.multislice import diffract
@@ -326,7 +327,7 @@ def test_resumes_to_the_same_result():
     nominal = model.angles.data[:, 1].clone()
     nudge(model)
     begin = snapshot(model)
-    options = AtomOptions(iterations=2, probe_patterns=9)
+    options = AtomOptions(iterations=2, half_iterations=2, probe_patterns=9)
     coarse = Level(model.geometry, read, Poisson(), 8, 1)
     levels = [coarse, replace(coarse, members=12)]
     start = [probe_model(t) for t in range(len(TILTS))]
@@ -347,6 +348,28 @@ def test_resumes_to_the_same_result():
     errors = whole[-1].state["errors"]
     assert errors.shape == (6, 3)
     assert bool((errors > 0).all())
+
+
+def test_positions_stay_when_they_are_weighed_anew():
+    """What strays have in common, by the new weights, goes over to shift and distortion."""
+    model = truth()
+    nudge(model)
+    generator = torch.Generator().manual_seed(2)
+    for tilt, stray in enumerate(model.stray):
+        stray.data += 0.05 * torch.randn(stray.shape, generator=generator, dtype=torch.float64)
+        root = torch.randn(36, 2, 2, generator=generator, dtype=torch.float64)
+        model.weigh_positions(tilt, torch.eye(2) + root @ root.mT)
+    model.angles.data[:, 2] += 0.1
+    scans = [model.relative_scan(tilt).detach().clone() for tilt in range(len(TILTS))]
+    before = model.affine.detach().clone()
+    for tilt, scan in enumerate(scans):
+        weights = torch.eye(2) * torch.rand(36, 1, 1, generator=generator, dtype=torch.float64)
+        model.weigh_positions(tilt, weights)
+        torch.testing.assert_close(model.relative_scan(tilt).detach(), scan, atol=1e-9, rtol=0)
+        shared = affine_basis(model.get_buffer(f"scan_{tilt}"))
+        left = torch.einsum("kip,kij,kj->p", shared, weights, model.stray[tilt].detach())
+        assert float(left.abs().max()) < 1e-3
+    assert float((model.affine.detach() - before).abs().min()) > 1e-5
 
 
 def test_a_subset_is_the_same_model():

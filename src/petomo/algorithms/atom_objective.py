@@ -32,8 +32,8 @@ class AtomOptions:
         Most quasi-Newton iterations a round.
     tolerance : float
         A round ends when an iteration gains less than this for each unknown, as a logarithm of likelihood.
-    half_iterations : int
-        Quasi-Newton iterations of each half of the tilts, for the standard errors.
+    half_iterations, half_tolerance : int, float
+        The same of the halves of the tilts, for the standard errors: they have to come as far apart as they will.
     probe_patterns : int
         How many patterns of a tilt its probe is fitted to.
     least_occupancy : float
@@ -60,10 +60,11 @@ class AtomOptions:
 
     iterations: int = 6
     tolerance: float = 0.01
-    half_iterations: int = 3
+    half_iterations: int = 12
+    half_tolerance: float = 0.001
     probe_patterns: int = 40
     least_occupancy: float = 0.4
-    most_occupancy: float = 1.3
+    most_occupancy: float = 1.25
     least_wanted: float = 0.15
     phi_width: float = math.radians(0.3)
     theta_width: float = math.radians(0.3)

@@ -107,9 +107,9 @@ def refine_atoms(
     if state is not None:
         first, probes = int(state["round"]), [ProbeModel.from_dict(p) for p in state["probes"]]
         positions = [torch.as_tensor(p) for p in state["curvatures"]] or None
-        restore(model, state)
         for tilt, known in enumerate(positions or ()):
             model.weigh_positions(tilt, known)
+        restore(model, state)
     patterns = sum(len(s) for s in model.stray)
     schedule = [level for level in levels for _ in range(level.rounds)]
     for number in range(first, len(schedule)):
@@ -168,10 +168,11 @@ def _compare_halves(
     halves, value = None, 0.0
     if len(nominal) >= LEAST_TILTS:
         halves = Halves(model, level.read, level.loss, nominal, options, curvatures.positions)
-        last = min(options.half_iterations, options.iterations)
-        for step in range(1, last + 1):
-            value = halves.step()
-            if step < last:
+        for step in range(1, options.half_iterations + 1):
+            gain, value = halves.step(), halves.value
+            if gain < options.half_tolerance:
+                break
+            if step < options.half_iterations:
                 count = {"halves": 2.0, "atoms": float(len(model.numbers))}
                 yield Status(done * options.iterations + step, value / patterns, count, begun)
     errors = position_errors(model, objective.bundle(curvatures), halves.sites() if halves else None)
@@ -179,7 +180,7 @@ def _compare_halves(
     keep_sites(model, model.current_sites().select(there.numpy()))
     extras = {"halves": 2.0 if halves else 0.0, "atoms": float(len(model.numbers))}
     end = _state(model, probes, done + 1, positions) | {"errors": errors[there]}
-    yield Status((done + 1) * options.iterations, value / patterns, extras, end)
+    yield Status(done * options.iterations + options.half_iterations, value / patterns, extras, end)
 
 
 def _review(

@@ -18,10 +18,6 @@ from petomo.models.atomic_tomography import AtomicTomography
 #: Fewer tilts are not halved.
 LEAST_TILTS = 4
 
-#: True errors over those that the halves tell of: what is wrong alike in all tilts does not show in their
-#: difference. From simulated series, see docs/method.md.
-UNSEEN = 1.2
-
 
 class Halves:
     """The same specimen refined on every other tilt, and on the rest.
@@ -65,10 +61,16 @@ class Halves:
             )
         self.now = [next(solver) for solver in self.solvers]
 
-    def step(self) -> float:
-        """One quasi-Newton iteration of each half; returns the sum of their values."""
-        self.now = [next(solver, now) for solver, now in zip(self.solvers, self.now, strict=True)]
+    @property
+    def value(self) -> float:
+        """Sum of the values of both."""
         return sum(now.value for now in self.now)
+
+    def step(self) -> float:
+        """One quasi-Newton iteration of each half; returns what it gained, for each unknown."""
+        before = self.value
+        self.now = [next(solver, now) for solver, now in zip(self.solvers, self.now, strict=True)]
+        return (before - self.value) / sum(len(now.point) for now in self.now)
 
     def sites(self) -> tuple[Tensor, Tensor]:
         """Positions of the atoms in each half, ``(atom, 3)``."""
@@ -89,8 +91,7 @@ def position_errors(
 
     The inverse Hessian of atoms and poses says how the errors are distributed. How large they are is
     taken from the halves, whose difference has four times the variance of the whole: for single atoms
-    pooled over those of an element, for distortions of the whole specimen over all their components; and
-    what they have in common is allowed for by `UNSEEN`.
+    pooled over those of an element, for distortions of the whole specimen over all their components.
 
     Parameters
     ----------
@@ -115,7 +116,7 @@ def position_errors(
         members = torch.as_tensor(model.numbers == z)
         scale[members] = squares[members].sum() / own[members].sum()
     common = (strain / 2).square().sum() / shared.sum().clamp_min(1e-30)
-    return UNSEEN * (own * scale.clamp_min(1.0) + shared * common.clamp_min(1.0)).sqrt()
+    return (own * scale.clamp_min(1.0) + shared * common.clamp_min(1.0)).sqrt()
 
 
 def _without_rigid_motion(sites: Tensor):

@@ -99,7 +99,7 @@ class AtomicTomography(nn.Module):
         for tilt, (scan, probe) in enumerate(zip(positions, probes, strict=True)):
             self.register_buffer(f"scan_{tilt}", scan.double() - poses.tau[tilt].double())
             self.register_buffer(f"probe_{tilt}", probe.clone())
-            self.weigh_positions(tilt, torch.eye(2, dtype=torch.float64).expand(len(scan), 2, 2))
+            self._weigh(tilt, torch.eye(2, dtype=torch.float64).expand(len(scan), 2, 2))
 
     @property
     def pixel_size(self) -> float:
@@ -141,7 +141,7 @@ class AtomicTomography(nn.Module):
             part.get_parameter(name).data.copy_(self.get_parameter(name).data[index])
         for number, tilt in enumerate(tilts):
             part.stray[number].data.copy_(self.stray[tilt].data)
-            part.weigh_positions(number, self.get_buffer(f"weights_{tilt}"))
+            part.register_buffer(f"weights_{number}", self.get_buffer(f"weights_{tilt}"))
         return part
 
     def lab(self, tilt: int) -> Tensor:
@@ -167,13 +167,30 @@ class AtomicTomography(nn.Module):
     def _single(self, tilt: int) -> Tensor:
         """Strays without what they share: shifts and distortions have parameters of their own."""
         shared = affine_basis(self.get_buffer(f"scan_{tilt}"))
+        return self.stray[tilt] - shared @ self._common(tilt, shared)
+
+    def _common(self, tilt: int, shared: Tensor) -> Tensor:
         weighted = self.get_buffer(f"weights_{tilt}") @ shared
         right = torch.einsum("kip,ki->p", weighted, self.stray[tilt])
-        common = torch.linalg.solve(torch.einsum("kip,kiq->pq", weighted, shared), right)
-        return self.stray[tilt] - shared @ common
+        return torch.linalg.solve(torch.einsum("kip,kiq->pq", weighted, shared), right)
 
+    @torch.no_grad()
     def weigh_positions(self, tilt: int, curvature: Tensor) -> None:
-        """Let positions count by how well they are seen, ``(k, 2, 2)``, in what strays have in common."""
+        """Let positions count by how well they are seen, ``(k, 2, 2)``, in what strays have in common.
+
+        No position moves: what they then have in common goes over to shift and distortion.
+        """
+        single = self._single(tilt)
+        self._weigh(tilt, curvature)
+        self.stray[tilt].copy_(single)
+        shared = affine_basis(self.get_buffer(f"scan_{tilt}"))
+        common = self._common(tilt, shared)
+        self.stray[tilt].sub_(shared @ common)
+        turn = self.angles[tilt, 2] - self.get_buffer("start_psi")[tilt]
+        self.tau[tilt].sub_(turn_scan(common[None, :2], torch.zeros_like(common[:2]), turn)[0])
+        self.affine[tilt].add_(common[2:].view(2, 2))
+
+    def _weigh(self, tilt: int, curvature: Tensor) -> None:
         self.register_buffer(f"weights_{tilt}", curvature + 1e-6 * torch.eye(2, dtype=torch.float64))
 
     def positions(self, tilt: int) -> Tensor:

@@ -61,14 +61,13 @@ def refinement(context: RunContext) -> None:
     levels, options = refinement_levels(context, grids), atom_options(context)
     model, probes = _start(context, grids, atoms, levels[0])
     saved = context.restore(STAGE)
-    # the last of the rounds is that of the halves
-    total, state = (sum(level.rounds for level in levels) + 1) * options.iterations, saved
+    state, total = saved, sum(level.rounds for level in levels) * options.iterations + options.half_iterations
     numbers = [atomic_numbers[e] for e in elements]
     solver = refine_atoms(model, probes, levels, context.series.stage_tilts, numbers, options, saved)
     for status in solver:
         state = status.state
         # a round is done again from its beginning, so that only its end can be saved
-        ended = status.iteration % options.iterations == 0
+        ended = status.iteration == total or status.iteration % options.iterations == 0
         keep = (lambda s=state: s) if ended else None
         context.iteration(STAGE, status.iteration, total, status.loss, keep, **status.extras)
         if ended:
@@ -116,8 +115,9 @@ def _start(
     energy, dtype = series[0].energy_ev, complex_dtype(context.config)
     poses, _ = read_poses(folder / "poses.json")
     positions, nominal = read_positions(folder / "positions.h5")
-    distortion, scale = distortions(positions, nominal)
-    poses, positions = poses.replace(tau=poses.tau * scale), [p.double() * scale for p in positions]
+    distortion, strays, scale = distortions(positions, nominal)
+    poses, scans = poses.replace(tau=poses.tau * scale), [p.double() * scale for p in positions]
+    scans = [p - own for p, own in zip(scans, strays, strict=True)]
     probes = [
         ProbeModel(
             tilt.semiangle_mrad,
@@ -138,21 +138,27 @@ def _start(
         torch.ones(many, dtype=torch.float64),
         torch.full((many,), _VARIANCE, dtype=torch.float64),
     )
-    return AtomicTomography(sites, poses, waves, positions, level.geometry, distortion), probes
+    model = AtomicTomography(sites, poses, waves, scans, level.geometry, distortion)
+    for parameter, own in zip(model.stray, strays, strict=True):
+        parameter.data.copy_(own)
+    return model, probes
 
 
-def distortions(positions: list[Tensor], nominal: list[Tensor]) -> tuple[Tensor, float]:
-    """Linear distortion of every scan ``(tilt, 2, 2)``, and the scale that brings their mean back to none.
+def distortions(positions: list[Tensor], nominal: list[Tensor]) -> tuple[Tensor, list[Tensor], float]:
+    """Linear distortion of every scan ``(tilt, 2, 2)``, what single positions stray from it, and a scale.
 
-    The volume's scale may drift with that of the scans; a factor on both undoes it.
+    The volume's scale may drift with that of the scans; the scale, a factor on both, brings the distortions'
+    mean back to none. Distortions and strays are those of the scaled positions.
     """
-    maps = []
+    maps, strays = [], []
     for p, start in zip(positions, nominal, strict=True):
         design = torch.cat([start.double(), torch.ones(len(start), 1, dtype=torch.float64)], dim=1)
-        maps.append(least_squares(design, p.double())[:2].T)
+        found = least_squares(design, p.double())
+        maps.append(found[:2].T)
+        strays.append(p.double() - design @ found)
     linear = torch.stack(maps)
     scale = 2 / float(linear.mean(0).trace())
-    return linear * scale - torch.eye(2, dtype=torch.float64), scale
+    return linear * scale - torch.eye(2, dtype=torch.float64), [own * scale for own in strays], scale
 
 
 def _write(

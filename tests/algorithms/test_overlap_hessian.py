@@ -7,6 +7,7 @@ from test_atom_refinement import objective, reader, sites, truth
 
 from petomo.algorithms.atom_curvatures import Curvatures
 from petomo.algorithms.atom_overlap import look_up, overlap_blocks, overlap_tables, transfer
+from petomo.algorithms.bundle_preconditioner import BundlePreconditioner
 from petomo.algorithms.overlap_hessian import OverlapHessian
 from petomo.algorithms.site_review import keep_sites
 from petomo.physics.atomic_potential import half_plane
@@ -115,3 +116,19 @@ def test_atoms_far_behind_each_other_are_neighbours():
     assert len(product.pairs[0]) == 0
     a = random_step(model, 1)
     assert np.isfinite(dot(a, product.solve(a)))
+
+
+def test_tilts_that_are_not_known_add_to_the_variance_of_sites():
+    """A unit force on one coordinate moves it by its variance: its own, and what the tilts add."""
+    model = truth()
+    target, curvatures = objective(model, reader(model)), Curvatures(model, 4.0)
+    curvatures.strain.zero_()
+    bundle = BundlePreconditioner(model, curvatures, target.precisions()._replace(scale=1e-9))
+    own, shared = bundle.atoms.diagonal(dim1=-2, dim2=-1), bundle.shared_variance(lambda fields: fields)
+    still = torch.zeros(len(model.angles), 9, dtype=torch.float64)
+    for atom, axis in ((0, 0), (3, 1), (5, 2)):
+        force = torch.zeros(len(model.numbers), 3, dtype=torch.float64)
+        force[atom, axis] = 1.0
+        moved = float(bundle.sites_and_tilts(force, still)[0][atom, axis])
+        assert moved == pytest.approx(float(own[atom, axis] + shared[atom, axis]), rel=1e-5)
+        assert shared[atom, axis] > 0.1 * own[atom, axis]

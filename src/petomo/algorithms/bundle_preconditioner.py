@@ -190,6 +190,9 @@ class BundlePreconditioner:
     def shared_variance(self, project: Callable[[Tensor], Tensor]) -> Tensor:
         """Variance of the sites that comes from not knowing the tilts, ``(atom, 3)``.
 
+        Strains are taken to be known by the scans alone, and these as their priors say: how a strain shows
+        within the probe is told by what the model leaves out rather than by counting noise.
+
         Parameters
         ----------
         project : callable
@@ -197,10 +200,7 @@ class BundlePreconditioner:
         """
         fields = project(self.eliminated.permute(1, 3, 0, 2).flatten(0, 1))
         spread = torch.linalg.solve_triangular(self.tilts, fields.flatten(1), upper=False)
-        variance = spread.square().sum(0)
-        strains = project(self.answers[0]).flatten(1)
-        variance -= (strains * (self.inner @ strains)).sum(0)
-        return variance.clamp_min(0).view_as(fields[0])
+        return spread.square().sum(0).view_as(fields[0])
 
     def shapes(self, gradient: Tensor) -> Tensor:
         """From gradients in occupancy and variance ``(atom, 2)`` to steps."""

@@ -18,7 +18,7 @@ from petomo.algorithms.registration import (
     masked_spectra,
     register_neighbours,
 )
-from petomo.algorithms.tilt_alignment import AlignmentOptions, AlignmentStage, align, poses_of
+from petomo.algorithms.tilt_alignment import AlignmentOptions, AlignmentStage, align
 from petomo.core.grid import Grid
 from petomo.core.pose import Poses, pose_errors, rotation_matrices
 
@@ -71,14 +71,14 @@ STAGES = (
 def test_alignment_finds_shifts_and_axis(series):
     images, weights, nominal, truth = series
     statuses = list(align(images, weights, nominal, PIXEL, options=AlignmentOptions(stages=STAGES)))
-    errors = pose_errors(poses_of(statuses[-1]), truth)
+    errors = pose_errors(Poses.from_dict(statuses[-1].state), truth)
     assert errors["shift"].median() < 0.03
     assert errors["shift"].max() < 0.1
-    assert poses_of(statuses[-1]).psi.mean() == pytest.approx(2 * DEGREE, abs=0.25 * DEGREE)
+    assert Poses.from_dict(statuses[-1].state).psi.mean() == pytest.approx(2 * DEGREE, abs=0.25 * DEGREE)
     assert errors["angle"].square().mean().sqrt() < 0.3 * DEGREE
     within = [s.loss for s in statuses if s.extras["alignment_stage"] == 2]
     assert within == sorted(within, reverse=True)
-    poses = poses_of(statuses[-1])
+    poses = Poses.from_dict(statuses[-1].state)
     assert poses.phi.mean().abs() < 1e-9
     assert (poses.theta - nominal).mean().abs() < 1e-9
 
@@ -91,7 +91,7 @@ def test_resuming_changes_nothing(series):
     assert [s.iteration for s in whole] == [1, 2, 3, 4]
     for cut in (0, 1, 2):
         rest = list(align(images, weights, nominal, PIXEL, options=options, state=whole[cut].state))
-        assert torch.equal(poses_of(rest[-1]).tau, poses_of(whole[-1]).tau)
+        assert torch.equal(Poses.from_dict(rest[-1].state).tau, Poses.from_dict(whole[-1].state).tau)
         assert torch.equal(rest[-1].state["volume"], whole[-1].state["volume"])
 
 

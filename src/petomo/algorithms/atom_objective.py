@@ -105,19 +105,16 @@ class Objective:
 
     def longest(self) -> Tensor:
         """How far each unknown may go in one step: where little is known, the curvature may be none."""
-        parts = [
-            torch.full_like(p.data, _LONGEST[name.split(".")[0]]).flatten()
-            for name, p in self.model.named_parameters()
-        ]
-        return torch.cat(parts)
+        return self._each(lambda name: _LONGEST[name])
 
     def least(self) -> Tensor:
         """What no unknown may fall below: an atom's mean squared displacement is at least 0."""
-        parts = [
-            torch.full_like(p.data, 0.0 if name == "variance" else -math.inf).flatten()
-            for name, p in self.model.named_parameters()
-        ]
-        return torch.cat(parts)
+        return self._each(lambda name: 0.0 if name == "variance" else -math.inf)
+
+    def _each(self, value: Callable[[str], float]) -> Tensor:
+        """A point with one value for all unknowns of a name."""
+        named = self.model.named_parameters()
+        return torch.cat([torch.full_like(p.data, value(n.split(".")[0])).flatten() for n, p in named])
 
     def go(self, point: Tensor) -> None:
         """Bring the model to ``point``."""

@@ -151,7 +151,7 @@ def align(
     ------
     Status
         ``loss`` in rad^2 per pixel; ``extras`` has the stage, its pixel size and the movement of the poses in
-        angstrom; `poses_of` gives the poses, ``state["volume"]`` the working volume of the stage.
+        angstrom; ``state`` holds the poses (`Poses.from_dict`) and the working volume of the stage.
     """
     options = options or AlignmentOptions()
     tilts = torch.as_tensor(tilts, dtype=torch.float64, device="cpu")
@@ -162,7 +162,7 @@ def align(
             initial = coarse_poses(
                 projections, weights, tilts, pixel_size, options.threshold, options.axis_span
             )
-        state = {"iteration": 0, "stage": 0, "step": 0, **_pack(initial)}
+        state = {"iteration": 0, "stage": 0, "step": 0, **initial.to_dict()}
     while state["stage"] < len(options.stages):
         if state["step"] == 0:
             state = _begin_stage(problem, state)
@@ -171,22 +171,9 @@ def align(
         yield status
 
 
-def poses_of(status: Status) -> Poses:
-    """Poses after an outer iteration of `align`."""
-    return _unpack(status.state)
-
-
-def _pack(poses: Poses) -> dict[str, Tensor]:
-    return {"phi": poses.phi, "theta": poses.theta, "psi": poses.psi, "tau": poses.tau}
-
-
-def _unpack(state: dict[str, Any]) -> Poses:
-    return Poses(state["phi"], state["theta"], state["psi"], state["tau"])
-
-
 def _begin_stage(problem: _Problem, state: dict[str, Any]) -> dict[str, Any]:
     """Centre the specimen, find where it can be, and start from an empty volume there."""
-    options, poses = problem.options, _unpack(state)
+    options, poses = problem.options, Poses.from_dict(state)
     if "volume" in state:
         poses = _centred(poses, state["volume"], state["voxel"])
     images, weights, flat, pixel = problem.level(options.stages[state["stage"]].pixel)
@@ -197,7 +184,7 @@ def _begin_stage(problem: _Problem, state: dict[str, Any]) -> dict[str, Any]:
     geometry = ProjectionGeometry(Grid(tuple(support.shape), pixel), (height, width), problem.scale)
     return {
         **state,
-        **_pack(poses),
+        **poses.to_dict(),
         "voxel": pixel,
         "support": support,
         "volume": images.new_zeros(support.shape),
@@ -207,7 +194,7 @@ def _begin_stage(problem: _Problem, state: dict[str, Any]) -> dict[str, Any]:
 
 def _outer_iteration(problem: _Problem, state: dict[str, Any]) -> Status:
     """Inner tomography, then one joint step of volume and poses."""
-    options, stage, poses = problem.options, problem.options.stages[state["stage"]], _unpack(state)
+    options, stage, poses = problem.options, problem.options.stages[state["stage"]], Poses.from_dict(state)
     images, weights, _, pixel = problem.level(stage.pixel)
     geometry = ProjectionGeometry(
         Grid(tuple(state["volume"].shape), pixel), (images.shape[-2], images.shape[-1]), problem.scale
@@ -233,7 +220,7 @@ def _outer_iteration(problem: _Problem, state: dict[str, Any]) -> Status:
     done = number >= stage.iterations or movement < options.tolerance
     following = {
         **state,
-        **_pack(moved),
+        **moved.to_dict(),
         "iteration": state["iteration"] + 1,
         "stage": state["stage"] + done,
         "step": 0 if done else number,

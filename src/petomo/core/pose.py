@@ -8,8 +8,9 @@ theta is the stage tilt about y.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import roma
 import torch
@@ -82,6 +83,15 @@ class Poses:
         Patterns tell only where the specimen lies in the scan: both may be moved together.
         """
         return self.replace(tau=self.tau - torch.stack([scan.double().mean(0) for scan in scans]))
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """Tensors by name, for checkpoints."""
+        return {"phi": self.phi, "theta": self.theta, "psi": self.psi, "tau": self.tau}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Poses:
+        """Poses from what `to_dict` gave, among whatever else."""
+        return cls(*(torch.as_tensor(state[name]) for name in ("phi", "theta", "psi", "tau")))
 
     def replace(self, **changes: Tensor) -> Poses:
         """Copy with some fields changed."""

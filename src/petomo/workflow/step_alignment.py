@@ -89,7 +89,7 @@ def _align(
         )
     state = saved if status is None else status.state
     assert state is not None  # a stage of the aligner yields at least once
-    return Poses(*(torch.as_tensor(state[name]) for name in ("phi", "theta", "psi", "tau")))
+    return Poses.from_dict(state)
 
 
 def _alignment_options(context: RunContext, grids: Grids) -> AlignmentOptions:
@@ -121,7 +121,7 @@ def _bundle(
     begin, distortion = 0, torch.zeros(len(poses), 3, dtype=torch.float64)
     if saved:
         begin, distortion = saved["round"], torch.as_tensor(saved["affine"])
-        poses = poses_of(saved)
+        poses = Poses.from_dict(saved)
     total, tilts = settings.rounds * settings.iterations, context.series.stage_tilts
     for number in range(begin, settings.rounds):
         options = sharp if number else replace(sharp, blur_angstrom=settings.blur_angstrom)
@@ -138,8 +138,7 @@ def _bundle(
                 done = number * settings.iterations + status.iteration
                 context.iteration(STAGE, done, total, status.loss, part="bundle", blobs=len(blobs))
         poses, distortion = poses_of(state), state["affine"]
-        angles = torch.stack([poses.phi, poses.theta, poses.psi], dim=-1)
-        done = {"round": number + 1, "affine": distortion, "tau": poses.tau, "angles": angles}
+        done = {"round": number + 1, "affine": distortion, **poses.to_dict()}
         context.save(STAGE, {"part": "bundle", "bundle": done})
     return poses, distortion
 

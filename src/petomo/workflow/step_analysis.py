@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ase import Atoms
 
-from petomo.analysis.atoms import trace_atoms
+from petomo.analysis.atoms import nearest_neighbours, trace_atoms
 from petomo.analysis.report import write_report
 from petomo.analysis.resolution import fourier_shell_correlation
 from petomo.io.artefacts import read_half_volumes, write_atoms
@@ -20,7 +20,7 @@ def analysis(context: RunContext) -> None:
         volume,
         voxel,
         settings.atoms.elements,
-        min_distance=settings.atoms.min_distance_angstrom,
+        min_distance=least_distance(context),
         threshold=settings.atoms.threshold,
     )
     write_atoms(folder / "atoms.xyz", atoms)
@@ -30,6 +30,12 @@ def analysis(context: RunContext) -> None:
         shells = fourier_shell_correlation(a, b, size)
         kinds = ("half_bit", "one_bit", 0.143)
         context.summarise(resolution_angstrom={str(kind): shells.resolution(kind) for kind in kinds})
+
+
+def least_distance(context: RunContext) -> float:
+    """How near two atoms may be, in angstrom: as asked, or as the elements say."""
+    atoms = context.config.analysis.atoms
+    return atoms.min_distance_angstrom or nearest_neighbours(atoms.elements)
 
 
 def count_elements(atoms: Atoms) -> dict[str, int]:

@@ -14,7 +14,6 @@ from torch import Tensor
 from petomo.algorithms.atom_objective import AtomOptions
 from petomo.algorithms.atom_refinement import Level, refine_atoms, restore
 from petomo.algorithms.site_review import Candidates
-from petomo.analysis.atoms import nearest_neighbours
 from petomo.core.least_squares import least_squares
 from petomo.core.pose import Poses, fit_gauge
 from petomo.io.artefacts import (
@@ -40,7 +39,7 @@ from petomo.workflow.grids import (
     plan_grids,
     tomography_geometry,
 )
-from petomo.workflow.step_analysis import count_elements
+from petomo.workflow.step_analysis import count_elements, least_distance
 
 STAGE = "refinement"
 _SOURCE, _FOCAL, _VARIANCE = 0.1, 10.0, 0.01  # A, A, A^2: ordinary values to start from
@@ -91,8 +90,7 @@ def atom_options(context: RunContext) -> AtomOptions:
 def refinement_levels(context: RunContext, grids: Grids) -> list[Level]:
     """First the volume's voxels, then such as keep what is scattered far out from coming back."""
     settings, series = context.config.refinement, context.series
-    atoms, levels = context.config.analysis.atoms, []
-    apart = atoms.min_distance_angstrom or nearest_neighbours(atoms.elements)
+    apart, levels = least_distance(context), []
     fine = finer_grids(series, grids, settings.fine_voxel_angstrom)
     for level, members, rounds in ((grids, _COARSE, settings.rounds), (fine, _FINE, settings.fine_rounds)):
         levels.append(

@@ -24,7 +24,7 @@ from petomo.workflow.grids import CACHE_BYTES, Grids, plan_grids, slicing
 
 #: Passes of step 3 that a coarse round of the refinement takes, a fine one, and its standard errors,
 #: as measured: docs/studies/speed.md
-REFINEMENT_PASSES = (15, 48, 59)
+REFINEMENT_PASSES = (15, 48, 93)
 
 #: Keys of the configuration, and the attribute of a file that says the same.
 ATTRIBUTES = {

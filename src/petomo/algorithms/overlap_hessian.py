@@ -35,12 +35,8 @@ class OverlapHessian:
 
     Parameters
     ----------
-    model : AtomicTomography
-        Where to linearise.
-    curvatures : object
-        See `petomo.algorithms.atom_curvatures.Curvatures`.
-    precisions : Precisions
-        Of the priors.
+    model, curvatures, precisions
+        As for `petomo.algorithms.bundle_preconditioner.BundlePreconditioner`.
     """
 
     def __init__(self, model: AtomicTomography, curvatures, precisions: Precisions):

@@ -114,8 +114,8 @@ def _start(
     poses, _ = read_poses(folder / "poses.json")
     positions, nominal = read_positions(folder / "positions.h5")
     distortion, strays, scale = distortions(positions, nominal)
-    poses, scans = poses.replace(tau=poses.tau * scale), [p.double() * scale for p in positions]
-    scans = [p - own for p, own in zip(scans, strays, strict=True)]
+    poses = poses.replace(tau=poses.tau * scale)
+    scans = [p.double() * scale - own for p, own in zip(positions, strays, strict=True)]
     probes = [
         ProbeModel(
             tilt.semiangle_mrad,

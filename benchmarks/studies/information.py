@@ -73,9 +73,10 @@ class AtTruth:
             p.ensemble(optics.window, optics.energy_ev, self.level.members).to(torch.complex64)
             for p in probes
         ]
-        self.model = AtomicTomography(
-            sites, Poses(*angles.unbind(-1), tau), waves, list(scans), self.level.geometry
-        )
+        distortion, _, _ = step_refinement.distortions(list(scans), [tilt.positions() for tilt in tilts])
+        phi, theta, psi = angles.unbind(-1)
+        poses = Poses(phi, theta, psi, tau)
+        self.model = AtomicTomography(sites, poses, waves, list(scans), self.level.geometry, distortion)
         for first in (True, False):
             probes = fit_probes(self.model, probes, self.level, self.options, probes, first)
 
@@ -117,7 +118,7 @@ class AtTruth:
         """Standard errors of the atoms' coordinates, rms ``(3,)`` in angstrom; tilts and scans unknown."""
         curvatures = Curvatures(self.model, self.level.loss.curvature)
         objective = Objective(self.model, self.level.read, self.level.loss, self.nominal, self.options)
-        return position_errors(self.model, objective.bundle(curvatures)).square().mean(0).sqrt()
+        return position_errors(self.model, curvatures, objective.precisions()).square().mean(0).sqrt()
 
 
 def table(truth: AtTruth, score: dict[str, Any]) -> str:

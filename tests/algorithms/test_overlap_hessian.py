@@ -7,8 +7,14 @@ from test_atom_refinement import objective, reader, sites, truth
 
 from petomo.algorithms.atom_curvatures import Curvatures
 from petomo.algorithms.atom_overlap import look_up, overlap_blocks, overlap_tables, transfer
-from petomo.algorithms.bundle_preconditioner import BundlePreconditioner
+from petomo.algorithms.bundle_preconditioner import (
+    Arrow,
+    BundlePreconditioner,
+    atom_sensitivity,
+    lateral_motion,
+)
 from petomo.algorithms.overlap_hessian import OverlapHessian
+from petomo.algorithms.site_errors import _without_rigid_motion
 from petomo.algorithms.site_review import keep_sites
 from petomo.physics.atomic_potential import half_plane
 
@@ -124,7 +130,7 @@ def test_tilts_that_are_not_known_add_to_the_variance_of_sites():
     target, curvatures = objective(model, reader(model)), Curvatures(model, 4.0)
     curvatures.strain.zero_()
     bundle = BundlePreconditioner(model, curvatures, target.precisions()._replace(scale=1e-9))
-    own, shared = bundle.atoms.diagonal(dim1=-2, dim2=-1), bundle.shared_variance(lambda fields: fields)
+    own, shared = bundle.arrow.variance(lambda fields: fields)
     still = torch.zeros(len(model.angles), 9, dtype=torch.float64)
     for atom, axis in ((0, 0), (3, 1), (5, 2)):
         force = torch.zeros(len(model.numbers), 3, dtype=torch.float64)
@@ -132,3 +138,26 @@ def test_tilts_that_are_not_known_add_to_the_variance_of_sites():
         moved = float(bundle.sites_and_tilts(force, still)[0][atom, axis])
         assert moved == pytest.approx(float(own[atom, axis] + shared[atom, axis]), rel=1e-5)
         assert shared[atom, axis] > 0.1 * own[atom, axis]
+
+
+def test_counting_more_tells_no_more_of_what_priors_alone_hold():
+    """A strain that scans and angles make up for: its variance stays, while that of single atoms falls."""
+    model = truth()
+    target, curvatures = objective(model, reader(model)), Curvatures(model, 4.0)
+    across, motion = lateral_motion(model)
+    weight, precision = curvatures.moves[:, None] * atom_sensitivity(model)[0], target.precisions().tilt
+    stretch = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
+    field = _without_rigid_motion(model.sites.detach())((model.sites.detach() * stretch)[None])[0]
+    field = field / field.norm()
+
+    def along(fields):
+        return torch.einsum("fni,ni->f", fields, field)[:, None, None] * field
+
+    def variances(times, *damping):
+        own, shared = Arrow(times * weight, across, motion, precision, *damping).variance(along)
+        return own, float(shared.sum())
+
+    (own, shared), (least, still) = (variances(n, (0.0, 0.0, 1e-9)) for n in (1e2, 1e4))
+    torch.testing.assert_close(least, own / 1e2)
+    assert still == pytest.approx(shared, rel=0.02)
+    assert variances(1e4)[1] < 0.1 * shared  # which is why errors are not damped

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from petomo.algorithms.atom_curvatures import Curvatures
-from petomo.algorithms.bundle_preconditioner import POSE_PARAMETERS, BundlePreconditioner, Precisions
+from petomo.algorithms.bundle_preconditioner import POSE_PARAMETERS, Precisions
 from petomo.algorithms.overlap_hessian import OverlapHessian
 from petomo.models.atomic_tomography import AtomicTomography
 from petomo.physics.multislice import Loss
@@ -176,10 +176,6 @@ class Objective:
         widths = [o.phi_width, o.theta_width, o.psi_width, math.inf, math.inf, *[o.affine_width] * 4]
         tilt = torch.tensor([w**-2 for w in widths], dtype=torch.float64)
         return Precisions(tilt, (o.occupancy_width**-2, o.variance_width**-2), o.scale_width**-2)
-
-    def bundle(self, curvatures: Curvatures) -> BundlePreconditioner:
-        """Atoms and tilts linearised where the model stands."""
-        return BundlePreconditioner(self.model, curvatures, self.precisions())
 
     def preconditioner(self, curvatures: Curvatures) -> Callable[[Tensor], Tensor]:
         """Approximate inverse Hessian where the model stands, for gradients as vectors."""

@@ -175,7 +175,8 @@ def _compare_halves(
             if step < options.half_iterations:
                 count = {"halves": 2.0, "atoms": float(len(model.numbers))}
                 yield Status(done * options.iterations + step, value / patterns, count, begun)
-    errors = position_errors(model, objective.bundle(curvatures), halves.sites() if halves else None)
+    apart = halves.sites() if halves else None
+    errors = position_errors(model, curvatures, objective.precisions(), apart)
     there = torch.nonzero(model.occupancy.detach() >= options.least_occupancy)[:, 0]
     keep_sites(model, model.current_sites().select(there.numpy()))
     extras = {"halves": 2.0 if halves else 0.0, "atoms": float(len(model.numbers))}

@@ -102,6 +102,72 @@ class Precisions(NamedTuple):
     scale: float
 
 
+class Arrow:
+    """Hessian of sites and tilts with the sites eliminated.
+
+    Parameters
+    ----------
+    weight : Tensor
+        Curvature of every atom's motion across the beam ``(tilt, atom)``.
+    across, motion : Tensor
+        As from `lateral_motion`.
+    precision : Tensor
+        Of the parameters of a tilt ``(POSE_PARAMETERS,)``.
+    damping : (float, float, float)
+        Shares by which the diagonals of sites, of tilts, and of tilts with the sites eliminated are made
+        larger. What all atoms and tilts do together, and nothing but priors holds, is held by these too.
+
+    Attributes
+    ----------
+    sites : Tensor
+        Inverse blocks of the atoms ``(atom, 3, 3)``.
+    eliminated : Tensor
+        How far the atoms follow the tilts, with its sign turned, ``(atom, tilt, 3, POSE_PARAMETERS)``.
+    tilts : Tensor
+        Lower triangular factor of what remains for the tilts.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        across: Tensor,
+        motion: Tensor,
+        precision: Tensor,
+        damping: tuple[float, float, float] = (DAMPING, 1e-3, 1e-6),
+    ):
+        sites = torch.einsum("tn,tai,taj->nij", weight, across, across)
+        self.sites = torch.linalg.inv(damped(sites, damping[0]))
+        coupling = torch.einsum("tn,tai,tnap->ntip", weight, across, motion)
+        tilts = torch.einsum("tn,tnap,tnaq->tpq", weight, motion, motion)
+        tilts = damped(tilts, damping[1]) + torch.diag(precision)
+        self.eliminated = torch.einsum("nij,ntjp->ntip", self.sites, coupling)
+        size = len(tilts) * POSE_PARAMETERS
+        system = -torch.einsum("nsip,ntiq->sptq", coupling, self.eliminated)
+        for tilt, block in enumerate(tilts):
+            system[tilt, :, tilt] += block
+        self.tilts = torch.linalg.cholesky(damped(system.reshape(size, size), damping[2]))
+
+    def solve(self, sites: Tensor, tilts: Tensor) -> tuple[Tensor, Tensor]:
+        """From gradients ``(atom, 3)`` and ``(tilt, POSE_PARAMETERS)`` to steps."""
+        reduced = tilts - torch.einsum("ntip,ni->tp", self.eliminated, sites)
+        poses = torch.cholesky_solve(reduced.reshape(-1, 1), self.tilts).view_as(tilts)
+        own = torch.einsum("nij,nj->ni", self.sites, sites)
+        return own - torch.einsum("ntip,tp->ni", self.eliminated, poses), poses
+
+    def variance(self, project: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Variances of the sites ``(atom, 3)``: with the tilts known, and what not knowing these adds.
+
+        Parameters
+        ----------
+        project : callable
+            Takes what does not count, such as rigid motions, out of fields ``(field, atom, 3)``.
+        """
+        fields = project(self.eliminated.permute(1, 3, 0, 2).flatten(0, 1))
+        spread = torch.linalg.solve_triangular(self.tilts, fields.flatten(1), upper=False)
+        own = self.sites.diagonal(dim1=-2, dim2=-1)
+        return own, spread.square().sum(0).view_as(own)
+
+
 class BundlePreconditioner:
     """Applies the approximate inverse Hessian.
 
@@ -118,19 +184,7 @@ class BundlePreconditioner:
     def __init__(self, model: AtomicTomography, curvatures, precisions: Precisions):
         shift, shape = atom_sensitivity(model)
         across, motion = lateral_motion(model)
-        weight = curvatures.moves[:, None] * shift
-        atoms = torch.einsum("tn,tai,taj->nij", weight, across, across)
-        self.atoms = torch.linalg.inv(damped(atoms))
-        coupling = torch.einsum("tn,tai,tnap->ntip", weight, across, motion)
-        tilts = damped(torch.einsum("tn,tnap,tnaq->tpq", weight, motion, motion), 1e-3) + torch.diag(
-            precisions.tilt
-        )
-        self.eliminated = torch.einsum("nij,ntjp->ntip", self.atoms, coupling)
-        size = len(tilts) * POSE_PARAMETERS
-        system = -torch.einsum("nsip,ntiq->sptq", coupling, self.eliminated)
-        for tilt, block in enumerate(tilts):
-            system[tilt, :, tilt] += block
-        self.tilts = torch.linalg.cholesky(damped(system.reshape(size, size), 1e-6))
+        self.arrow = Arrow(curvatures.moves[:, None] * shift, across, motion, precisions.tilt)
         self.strain = _strain_functionals(model, shift, across, motion)
         self._stiffen(curvatures.strain, precisions.scale)
         total = shape * curvatures.shapes.sum() + torch.diag(
@@ -147,10 +201,10 @@ class BundlePreconditioner:
             for kind in range(kinds):
                 poses = torch.zeros(tilts, POSE_PARAMETERS, dtype=torch.float64)
                 poses[tilt] = on_tilts[tilt, kind]
-                columns.append(self._arrow(on_sites[tilt, kind], poses))
+                columns.append(self.arrow.solve(on_sites[tilt, kind], poses))
         nowhere = torch.zeros_like(on_sites[0, 0])
         for row in _mean_distortion(tilts):
-            columns.append(self._arrow(nowhere, row))
+            columns.append(self.arrow.solve(nowhere, row))
         self.answers = (torch.stack([c[0] for c in columns]), torch.stack([c[1] for c in columns]))
         inner = torch.stack([self.functionals(*c) for c in columns], dim=1)
         soft = torch.linalg.inv(damped(stiffness, 1e-3))
@@ -173,34 +227,13 @@ class BundlePreconditioner:
         poses = poses + torch.einsum("ctp,c->tp", _mean_distortion(tilts), means)
         return torch.einsum("tkni,tk->ni", on_sites, strains), poses
 
-    def _arrow(self, sites: Tensor, tilts: Tensor) -> tuple[Tensor, Tensor]:
-        reduced = tilts - torch.einsum("ntip,ni->tp", self.eliminated, sites)
-        poses = torch.cholesky_solve(reduced.reshape(-1, 1), self.tilts).view_as(tilts)
-        own = torch.einsum("nij,nj->ni", self.atoms, sites)
-        return own - torch.einsum("ntip,tp->ni", self.eliminated, poses), poses
-
     def sites_and_tilts(self, sites: Tensor, tilts: Tensor) -> tuple[Tensor, Tensor]:
         """From gradients ``(atom, 3)`` and ``(tilt, POSE_PARAMETERS)`` to steps."""
-        step = self._arrow(sites, tilts)
+        step = self.arrow.solve(sites, tilts)
         stiff = self.inner @ self.functionals(*step)
         return step[0] - torch.einsum("c,cni->ni", stiff, self.answers[0]), step[1] - torch.einsum(
             "c,ctp->tp", stiff, self.answers[1]
         )
-
-    def shared_variance(self, project: Callable[[Tensor], Tensor]) -> Tensor:
-        """Variance of the sites that comes from not knowing the tilts, ``(atom, 3)``.
-
-        Strains are taken to be known by the scans alone, and these as their priors say: how a strain shows
-        within the probe is told by what the model leaves out rather than by counting noise.
-
-        Parameters
-        ----------
-        project : callable
-            Takes what does not count, such as rigid motions, out of fields ``(field, atom, 3)``.
-        """
-        fields = project(self.eliminated.permute(1, 3, 0, 2).flatten(0, 1))
-        spread = torch.linalg.solve_triangular(self.tilts, fields.flatten(1), upper=False)
-        return spread.square().sum(0).view_as(fields[0])
 
     def shapes(self, gradient: Tensor) -> Tensor:
         """From gradients in occupancy and variance ``(atom, 2)`` to steps."""

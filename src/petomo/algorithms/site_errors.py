@@ -10,13 +10,16 @@ from torch import Tensor
 
 from petomo.algorithms.atom_curvatures import Curvatures
 from petomo.algorithms.atom_objective import AtomOptions, Objective, Reader
-from petomo.algorithms.bundle_preconditioner import BundlePreconditioner
+from petomo.algorithms.bundle_preconditioner import Arrow, Precisions, atom_sensitivity, lateral_motion
 from petomo.algorithms.quasi_newton import Iterate, minimise
 from petomo.core.least_squares import least_squares
 from petomo.models.atomic_tomography import AtomicTomography
 
 #: Fewer tilts are not halved.
 LEAST_TILTS = 4
+#: No scan is taken to be truer than this.
+_LEAST_DISTORTION = 1e-4
+_ROUNDING = 1e-9
 
 
 class Halves:
@@ -85,38 +88,58 @@ def _every_other(read: Reader, first: int) -> Reader:
 
 
 def position_errors(
-    model: AtomicTomography, bundle: BundlePreconditioner, halves: tuple[Tensor, Tensor] | None = None
+    model: AtomicTomography,
+    curvatures: Curvatures,
+    precisions: Precisions,
+    halves: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Standard error of every coordinate ``(atom, 3)`` in angstrom, rigid motions taken out.
 
-    The inverse Hessian of atoms and poses says how the errors are distributed. How large they are is
-    taken from the halves, whose difference has four times the variance of the whole: for single atoms
-    pooled over those of an element, for distortions of the whole specimen over all their components.
+    The inverse Hessian of atoms and tilts says how the errors are distributed. For single atoms the halves
+    say how large they are, pooled over those of an element: their difference has four times the variance
+    of the whole. What a strain of the specimen would change, scans and angles can make up for, so that it
+    is known as well as these are beforehand; the scans' distortions that were found say how large they
+    are. How a strain shows within the probe is told by what the model leaves out rather than by counting
+    noise, and is not counted on.
 
     Parameters
     ----------
     model : AtomicTomography
         At the minimum.
-    bundle : BundlePreconditioner
+    curvatures : Curvatures
         There.
+    precisions : Precisions
+        Of the priors.
     halves : (Tensor, Tensor), optional
         Positions from each half of the tilts ``(atom, 3)``; without them the Hessian is believed.
     """
-    own = bundle.atoms.diagonal(dim1=-2, dim2=-1)
     project = _without_rigid_motion(model.sites.detach())
-    shared = bundle.shared_variance(project)
-    if halves is None:
-        return (own + shared).sqrt()
-    difference = project((halves[0] - halves[1])[None])[0]
+    own, shared = _arrow(model, curvatures, precisions.tilt).variance(project)
+    if halves is not None:
+        own = own * _disagreement(model, project(torch.stack(halves)), own)
+    return (own + shared).sqrt()
+
+
+def _arrow(model: AtomicTomography, curvatures: Curvatures, precision: Tensor) -> Arrow:
+    """The Hessian as it is: what damping holds would seem to be known."""
+    found = (model.affine + model.get_buffer("start_affine")).detach().square().mean()
+    precision = precision.clone()
+    precision[5:] = 1 / found.clamp_min(_LEAST_DISTORTION**2)
+    weight = curvatures.moves[:, None] * atom_sensitivity(model)[0]
+    return Arrow(weight, *lateral_motion(model), precision, damping=(0.0, 0.0, _ROUNDING))
+
+
+def _disagreement(model: AtomicTomography, halves: Tensor, own: Tensor) -> Tensor:
+    """Variance of single atoms of each element over that of the Hessian, ``(atom, 1)``; 1 at least."""
+    difference, out = halves[0] - halves[1], torch.ones(len(own), 1, dtype=own.dtype)
     design = torch.nn.functional.pad(model.sites.detach(), (0, 1), value=1.0)
     strain = design @ least_squares(design, difference)
-    free = max(1.0, own.numel() - strain.shape[1] * design.shape[1]) / own.numel()
-    squares, scale = ((difference - strain) / 2).square() / free, torch.ones(len(own), 1, dtype=own.dtype)
+    free = max(1.0, own.numel() - 3 * design.shape[1]) / own.numel()
+    squares = ((difference - strain) / 2).square() / free
     for z in np.unique(model.numbers):
         members = torch.as_tensor(model.numbers == z)
-        scale[members] = squares[members].sum() / own[members].sum()
-    common = (strain / 2).square().sum() / shared.sum().clamp_min(1e-30)
-    return (own * scale.clamp_min(1.0) + shared * common.clamp_min(1.0)).sqrt()
+        out[members] = squares[members].sum() / own[members].sum()
+    return out.clamp_min(1.0)
 
 
 def _without_rigid_motion(sites: Tensor):

@@ -179,6 +179,7 @@ def measure(run: Path, data: Path) -> dict[str, Any]:
         "wrong": atoms["wrong_element"] / max(atoms["found"], 1),
         "rmsd": atoms["rmsd_angstrom"],
         "rmsd_xyz": atoms["rmsd_xyz_angstrom"],
+        "true_over_quoted": atoms.get("z_score_rms"),
         "angle": poses["angle_rms_degree"],
         "shift": poses["shift_median_angstrom"],
         "resolution": resolution(curve, 0.5),

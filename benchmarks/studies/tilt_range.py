@@ -71,13 +71,14 @@ def table(rows: dict[int, Any]) -> str:
 def refined_table(rows: dict[int, Any]) -> str:
     """The atoms after the refinement, of those ranges whose were refined."""
     header = ["tilt range", "Pt found", "Al found", "O found", "invented", "named wrong", "rmsd"]
-    header += ["z / across", "angles", "processor"]
+    header += ["z / across", "true / quoted", "angles", "processor"]
     lines = []
     for width, refined in rows.items():
         lines.append([
             f"{width}°", *(f"{study.percent(refined['found'][symbol])} %" for symbol in ("Pt", "Al", "O")),
             f"{study.percent(refined['invented'])} %", f"{study.percent(refined['wrong'])} %",
-            *study.errors(refined), f"{refined['angle']:.2f}°", f"{refined['seconds']:.0f} s",
+            *study.errors(refined), f"{refined['true_over_quoted']:.2f}",
+            f"{refined['angle']:.2f}°", f"{refined['seconds']:.0f} s",
         ])  # fmt: skip
     return study.markdown(header, lines)
 

@@ -8,7 +8,13 @@ import torch
 
 from helpers import assert_gradients
 from petomo.core.grid import Grid
-from petomo.physics.atomic_potential import atomic_slices, atomic_volume, projected_factor, slice_shares
+from petomo.physics.atomic_potential import (
+    atomic_slices,
+    atomic_volume,
+    half_plane_weight,
+    projected_factor,
+    slice_shares,
+)
 from petomo.physics.resample import SliceGeometry
 from petomo.physics.scattering_factors import SCATTERING_TO_VOLT, scattering_factor
 
@@ -19,6 +25,15 @@ def draw(lab, occupancy=1.0, variance=0.01, numbers=(8,), geometry=GEOMETRY):
     lab = torch.as_tensor(lab, dtype=torch.float64).reshape(-1, 3)
     full = torch.full((len(lab),), 1.0, dtype=torch.float64)
     return atomic_slices(lab, occupancy * full, variance * full, np.array(numbers), geometry, torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (6, 9), (7, 8), (6, 8)])
+def test_half_a_plane_has_the_power_of_the_whole_image(shape):
+    """Parseval, for odd and even sizes."""
+    image = torch.randn(shape, dtype=torch.float64)
+    spectrum = torch.fft.rfft2(image) * 0.3**2  # an integral, as those of atoms are
+    power = (half_plane_weight(shape, 0.3) * spectrum.abs() ** 2).sum()
+    torch.testing.assert_close(power, image.square().sum())
 
 
 def test_integral_is_the_scattering_factor_forward():

@@ -22,10 +22,12 @@ _TOGETHER = 256  # atoms drawn into a volume at a time, so that their plane wave
 
 
 def half_plane_weight(shape: tuple[int, int], voxel: float) -> Tensor:
-    """Weight of each frequency of `half_plane` in the integral over an image, by Parseval."""
+    """Weight of each frequency of `half_plane` in the sum over an image's pixels, by Parseval."""
     weight = torch.full((shape[0], shape[1] // 2 + 1), 2.0, dtype=torch.float64)
     weight /= shape[0] * shape[1] * voxel**4
     weight[:, 0] /= 2
+    if shape[1] % 2 == 0:
+        weight[:, -1] /= 2  # Nyquist's column is its own mirror image
     return weight
 
 

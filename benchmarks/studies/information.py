@@ -23,7 +23,7 @@ from bench import open_run
 from torch import Tensor
 
 from petomo.algorithms.atom_curvatures import Curvatures, position_gram
-from petomo.algorithms.atom_objective import Objective
+from petomo.algorithms.atom_objective import adapted
 from petomo.algorithms.atom_refinement import fit_probes
 from petomo.algorithms.site_errors import position_errors
 from petomo.analysis.score import score_run
@@ -117,8 +117,8 @@ class AtTruth:
     def atoms(self) -> Tensor:
         """Standard errors of the atoms' coordinates, rms ``(3,)`` in angstrom; tilts and scans unknown."""
         curvatures = Curvatures(self.model, self.level.loss.curvature)
-        objective = Objective(self.model, self.level.read, self.level.loss, self.nominal, self.options)
-        return position_errors(self.model, curvatures, objective.precisions()).square().mean(0).sqrt()
+        priors = adapted(self.options, self.model, self.nominal).precisions()
+        return position_errors(self.model, curvatures, priors).square().mean(0).sqrt()
 
 
 def table(truth: AtTruth, score: dict[str, Any]) -> str:

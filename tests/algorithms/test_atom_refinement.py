@@ -1,6 +1,7 @@
 """Atoms and poses refined through patterns of their own model."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from helpers import assert_gradients
 from petomo.algorithms.atom_curvatures import Curvatures
-from petomo.algorithms.atom_objective import AtomOptions, Objective
+from petomo.algorithms.atom_objective import AtomOptions, Objective, adapted
 from petomo.algorithms.atom_refinement import Level, refine_atoms, restore, snapshot
 from petomo.algorithms.probe_fit import fit_probe
 from petomo.algorithms.quasi_newton import minimise
@@ -411,11 +412,11 @@ def test_standard_errors_are_those_of_the_atoms(disturbed):
         halves = Halves(model, read, Poisson(), target.nominal, target.options, curvatures.positions)
         for _ in range(8):
             halves.step()
-        errors = position_errors(model, curvatures, target.precisions(), halves.sites())
+        errors = position_errors(model, curvatures, target.options.precisions(), halves.sites())
         found = model.sites.detach().numpy()
         true = register(found, ATOMS.numpy()).apply(found) - ATOMS.numpy()
         scaled.append(true / errors.numpy())
-        plain.append(true / position_errors(model, curvatures, target.precisions()).numpy())
+        plain.append(true / position_errors(model, curvatures, target.options.precisions()).numpy())
     assert 0.4 < np.sqrt(np.mean(np.square(scaled))) < 1.5
     assert not disturbed or np.sqrt(np.mean(np.square(plain))) > 2.0
 
@@ -452,3 +453,19 @@ def test_priors_count_from_the_nominal_scan():
     read = reader(plain)
     values = [float(objective(model, read, affine_width=0.01).prior().detach()) for model in (plain, bent)]
     assert values[1] - values[0] == pytest.approx(0.5 * 5 * 4, rel=0.01)
+
+
+def test_expected_widths_follow_what_is_found():
+    model = truth()
+    options = AtomOptions(affine_width=0.01, psi_width=0.005, theta_width=0.004)
+    with torch.no_grad():
+        model.affine.fill_(0.002)
+        model.angles[:, 0] = 0.2
+        model.angles[:, 2] = torch.tensor([0.0, 0.001, 0.0, -0.001, 0.0]) + 0.3  # the mean is free
+        model.angles[:, 1] = torch.tensor(TILTS) + 0.1 * torch.tensor([1.0, -1.0, 1.0, -1.0, 0.0])
+    found = adapted(options, model, torch.tensor(TILTS, dtype=torch.float64))
+    assert found.affine_width == pytest.approx(math.sqrt((4 * 0.01**2 + 20 * 0.002**2) / 24))
+    assert found.psi_width == pytest.approx(math.sqrt((4 * 0.005**2 + 2 * 0.001**2) / 8), rel=1e-4)
+    assert found.theta_width == options.theta_width  # never wider than what is asked for
+    assert found.phi_width == pytest.approx(options.phi_width * math.sqrt(0.5))
+    assert replace(found, affine_width=0.01, psi_width=0.005, phi_width=options.phi_width) == options

@@ -69,7 +69,7 @@ def test_blocks_are_products_of_images(one, other):
 
 def hessian(model):
     target = objective(model, reader(model))
-    return OverlapHessian(model, Curvatures(model, 4.0), target.precisions()), target
+    return OverlapHessian(model, Curvatures(model, 4.0), target.options.precisions()), target
 
 
 def random_step(model, seed):
@@ -129,7 +129,7 @@ def test_tilts_that_are_not_known_add_to_the_variance_of_sites():
     model = truth()
     target, curvatures = objective(model, reader(model)), Curvatures(model, 4.0)
     curvatures.strain.zero_()
-    bundle = BundlePreconditioner(model, curvatures, target.precisions()._replace(scale=1e-9))
+    bundle = BundlePreconditioner(model, curvatures, target.options.precisions()._replace(scale=1e-9))
     own, shared = bundle.arrow.variance(lambda fields: fields)
     still = torch.zeros(len(model.angles), 9, dtype=torch.float64)
     for atom, axis in ((0, 0), (3, 1), (5, 2)):
@@ -145,7 +145,7 @@ def test_counting_more_tells_no_more_of_what_priors_alone_hold():
     model = truth()
     target, curvatures = objective(model, reader(model)), Curvatures(model, 4.0)
     across, motion = lateral_motion(model)
-    weight, precision = curvatures.moves[:, None] * atom_sensitivity(model)[0], target.precisions().tilt
+    weight, precision = curvatures.moves[:, None] * atom_sensitivity(model)[0], target.options.precisions().tilt
     stretch = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
     field = _without_rigid_motion(model.sites.detach())((model.sites.detach() * stretch)[None])[0]
     field = field / field.norm()

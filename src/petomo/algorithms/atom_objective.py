@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ Reader = Callable[[int, Tensor], Tensor]
 #: angstrom, radian, square angstrom
 _LONGEST = {"sites": 0.7, "tau": 0.7, "stray": 0.7, "angles": 0.05, "affine": 0.05}
 _LONGEST |= {"occupancy": 1.0, "variance": 0.01}
+_EXPECTED = 4
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,38 @@ class AtomOptions:
     stray_width: float = 0.1
     occupancy_width: float = 0.3
     variance_width: float = 0.005
+
+    def precisions(self) -> Precisions:
+        """Inverse variances."""
+        widths = [
+            self.phi_width,
+            self.theta_width,
+            self.psi_width,
+            math.inf,
+            math.inf,
+            *[self.affine_width] * 4,
+        ]
+        tilt = torch.tensor([w**-2 for w in widths], dtype=torch.float64)
+        return Precisions(tilt, (self.occupancy_width**-2, self.variance_width**-2), self.scale_width**-2)
+
+
+def adapted(options: AtomOptions, model: AtomicTomography, nominal: Tensor) -> AtomOptions:
+    """Options with the widths of angles and scan distortions as found, at most as wide as they were.
+
+    What is expected beforehand counts as much as `_EXPECTED` values found. A strain of the specimen that
+    scans and angles make up for is held by these widths and by little else (empirical Bayes).
+    """
+    phi, theta, psi = model.angles.detach().unbind(-1)
+    affine = (model.affine + model.get_buffer("start_affine")).detach()
+    found = {"phi_width": phi - phi.mean(), "theta_width": theta - nominal, "psi_width": psi - psi.mean()}
+    found["theta_width"] = found["theta_width"] - found["theta_width"].mean()
+    found["affine_width"] = affine.flatten()
+    widths = {}
+    for name, values in found.items():
+        width, count = getattr(options, name), len(values) - (name != "affine_width")
+        square = (_EXPECTED * width**2 + float(values.square().sum())) / (_EXPECTED + count)
+        widths[name] = min(width, math.sqrt(square))
+    return replace(options, **widths)
 
 
 class Objective:
@@ -170,18 +203,11 @@ class Objective:
         ]
         return 0.5 * sum((d**2).sum() for d in deviations)  # pyright: ignore[reportReturnType]
 
-    def precisions(self) -> Precisions:
-        """Of the priors."""
-        o = self.options
-        widths = [o.phi_width, o.theta_width, o.psi_width, math.inf, math.inf, *[o.affine_width] * 4]
-        tilt = torch.tensor([w**-2 for w in widths], dtype=torch.float64)
-        return Precisions(tilt, (o.occupancy_width**-2, o.variance_width**-2), o.scale_width**-2)
-
     def preconditioner(self, curvatures: Curvatures) -> Callable[[Tensor], Tensor]:
         """Approximate inverse Hessian where the model stands, for gradients as vectors."""
         o, sizes = self.options, [p.numel() for p in self.parameters]
         names = [name for name, _ in self.model.named_parameters()]
-        hessian = OverlapHessian(self.model, curvatures, self.precisions())
+        hessian = OverlapHessian(self.model, curvatures, o.precisions())
         own = torch.eye(2, dtype=torch.float64) / o.stray_width**2
         strays = [torch.linalg.inv(h * 1.02 + own) for h in curvatures.positions]
         count, tilts = len(self.model.sites), len(self.model.angles)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from petomo.algorithms.atom_curvatures import Curvatures
-from petomo.algorithms.atom_objective import AtomOptions, Objective, Reader
+from petomo.algorithms.atom_objective import AtomOptions, Objective, Reader, adapted
 from petomo.algorithms.probe_fit import DRIFTS, SPREADS, fit_probe, share
 from petomo.algorithms.quasi_newton import minimise
 from petomo.algorithms.site_errors import LEAST_TILTS, Halves, position_errors
@@ -123,7 +123,9 @@ def refine_atoms(
         positions = curvatures.positions
         for tilt, known in enumerate(positions):
             model.weigh_positions(tilt, known)
-        objective = Objective(model, level.read, level.loss, nominal, options)
+        # what scans and angles are like before they were refined says little of how they are
+        expected = adapted(options, model, nominal) if number else options
+        objective = Objective(model, level.read, level.loss, nominal, expected)
         solver = minimise(
             objective,
             objective.point(),
@@ -163,11 +165,11 @@ def _compare_halves(
     level, done = schedule[-1], len(schedule)
     model.geometry = level.geometry
     curvatures = Curvatures(model, level.loss.curvature, positions)
-    objective = Objective(model, level.read, level.loss, nominal, options)
+    expected = adapted(options, model, nominal)
     begun, patterns = _state(model, probes, done, positions), sum(len(s) for s in model.stray)
     halves, value = None, 0.0
     if len(nominal) >= LEAST_TILTS:
-        halves = Halves(model, level.read, level.loss, nominal, options, curvatures.positions)
+        halves = Halves(model, level.read, level.loss, nominal, expected, curvatures.positions)
         for step in range(1, options.half_iterations + 1):
             gain, value = halves.step(), halves.value
             if gain < options.half_tolerance:
@@ -176,7 +178,7 @@ def _compare_halves(
                 count = {"halves": 2.0, "atoms": float(len(model.numbers))}
                 yield Status(done * options.iterations + step, value / patterns, count, begun)
     apart = halves.sites() if halves else None
-    errors = position_errors(model, curvatures, objective.precisions(), apart)
+    errors = position_errors(model, curvatures, expected.precisions(), apart)
     there = torch.nonzero(model.occupancy.detach() >= options.least_occupancy)[:, 0]
     keep_sites(model, model.current_sites().select(there.numpy()))
     extras = {"halves": 2.0 if halves else 0.0, "atoms": float(len(model.numbers))}

@@ -17,8 +17,6 @@ from petomo.models.atomic_tomography import AtomicTomography
 
 #: Fewer tilts are not halved.
 LEAST_TILTS = 4
-#: No scan is taken to be truer than this.
-_LEAST_DISTORTION = 1e-4
 _ROUNDING = 1e-9
 
 
@@ -98,9 +96,8 @@ def position_errors(
     The inverse Hessian of atoms and tilts says how the errors are distributed. For single atoms the halves
     say how large they are, pooled over those of an element: their difference has four times the variance
     of the whole. What a strain of the specimen would change, scans and angles can make up for, so that it
-    is known as well as these are beforehand; the scans' distortions that were found say how large they
-    are. How a strain shows within the probe is told by what the model leaves out rather than by counting
-    noise, and is not counted on.
+    is known as well as these are beforehand. How a strain shows within the probe is told by what the model
+    leaves out rather than by counting noise, and is not counted on.
 
     Parameters
     ----------
@@ -109,24 +106,18 @@ def position_errors(
     curvatures : Curvatures
         There.
     precisions : Precisions
-        Of the priors.
+        Of the priors, as wide as what was found (`petomo.algorithms.atom_objective.adapted`).
     halves : (Tensor, Tensor), optional
         Positions from each half of the tilts ``(atom, 3)``; without them the Hessian is believed.
     """
     project = _without_rigid_motion(model.sites.detach())
-    own, shared = _arrow(model, curvatures, precisions.tilt).variance(project)
+    weight = curvatures.moves[:, None] * atom_sensitivity(model)[0]
+    # not damped: what damping holds would seem to be known
+    arrow = Arrow(weight, *lateral_motion(model), precisions.tilt, damping=(0.0, 0.0, _ROUNDING))
+    own, shared = arrow.variance(project)
     if halves is not None:
         own = own * _disagreement(model, project(torch.stack(halves)), own)
     return (own + shared).sqrt()
-
-
-def _arrow(model: AtomicTomography, curvatures: Curvatures, precision: Tensor) -> Arrow:
-    """The Hessian as it is: what damping holds would seem to be known."""
-    found = (model.affine + model.get_buffer("start_affine")).detach().square().mean()
-    precision = precision.clone()
-    precision[5:] = 1 / found.clamp_min(_LEAST_DISTORTION**2)
-    weight = curvatures.moves[:, None] * atom_sensitivity(model)[0]
-    return Arrow(weight, *lateral_motion(model), precision, damping=(0.0, 0.0, _ROUNDING))
 
 
 def _disagreement(model: AtomicTomography, halves: Tensor, own: Tensor) -> Tensor:

@@ -225,9 +225,11 @@ class RefinementSettings(Section):
         default=6, description="most quasi-Newton iterations a round, which ends when they gain little"
     )
     theta_width_degree: PositiveFloat = Field(
-        default=0.3, description="expected error of the stage tilt (standard deviation)"
+        default=0.3, description="most error expected of the stage tilt (standard deviation)"
     )
-    affine_width: PositiveFloat = Field(default=0.01, description="expected distortion of a scan, as a share")
+    affine_width: PositiveFloat = Field(
+        default=0.01, description="most distortion expected of a scan, as a share"
+    )
     position_width_angstrom: PositiveFloat = Field(
         default=0.1, description="expected error of single scan positions along an axis"
     )

@@ -145,7 +145,8 @@ def test_counting_more_tells_no_more_of_what_priors_alone_hold():
     model = truth()
     target, curvatures = objective(model, reader(model)), Curvatures(model, 4.0)
     across, motion = lateral_motion(model)
-    weight, precision = curvatures.moves[:, None] * atom_sensitivity(model)[0], target.options.precisions().tilt
+    weight = curvatures.moves[:, None] * atom_sensitivity(model)[0]
+    precision = target.options.precisions().tilt
     stretch = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
     field = _without_rigid_motion(model.sites.detach())((model.sites.detach() * stretch)[None])[0]
     field = field / field.norm()

@@ -20,7 +20,7 @@ Reader = Callable[[int, Tensor], Tensor]
 #: angstrom, radian, square angstrom
 _LONGEST = {"sites": 0.7, "tau": 0.7, "stray": 0.7, "angles": 0.05, "affine": 0.05}
 _LONGEST |= {"occupancy": 1.0, "variance": 0.01}
-_EXPECTED = 4
+_EXPECTED = 4  # values
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,23 @@ class AtomOptions:
 def adapted(options: AtomOptions, model: AtomicTomography, nominal: Tensor) -> AtomOptions:
     """Options with the widths of angles and scan distortions as found, at most as wide as they were.
 
-    What is expected beforehand counts as much as `_EXPECTED` values found. A strain of the specimen that
-    scans and angles make up for is held by these widths and by little else (empirical Bayes).
+    A strain of the specimen that scans and angles make up for is held by these widths and by little else
+    (empirical Bayes).
+
+    Parameters
+    ----------
+    options : AtomOptions
+        What is expected beforehand; counts as much as `_EXPECTED` values found.
+    model : AtomicTomography
+        As found so far.
+    nominal : Tensor
+        Nominal stage tilts in radian ``(tilt,)``.
     """
-    phi, theta, psi = model.angles.detach().unbind(-1)
-    affine = (model.affine + model.get_buffer("start_affine")).detach()
-    found = {"phi_width": phi - phi.mean(), "theta_width": theta - nominal, "psi_width": psi - psi.mean()}
-    found["theta_width"] = found["theta_width"] - found["theta_width"].mean()
-    found["affine_width"] = affine.flatten()
+    angles = model.angles.detach().clone()
+    angles[:, 1] -= nominal
+    phi, theta, psi = (angles - angles.mean(0)).unbind(-1)
+    affine = (model.affine + model.get_buffer("start_affine")).detach().flatten()
+    found = {"phi_width": phi, "theta_width": theta, "psi_width": psi, "affine_width": affine}
     widths = {}
     for name, values in found.items():
         width, count = getattr(options, name), len(values) - (name != "affine_width")

@@ -78,14 +78,7 @@ class AtomOptions:
 
     def precisions(self) -> Precisions:
         """Inverse variances."""
-        widths = [
-            self.phi_width,
-            self.theta_width,
-            self.psi_width,
-            math.inf,
-            math.inf,
-            *[self.affine_width] * 4,
-        ]
+        widths = [self.phi_width, self.theta_width, self.psi_width, *[math.inf] * 2, *[self.affine_width] * 4]
         tilt = torch.tensor([w**-2 for w in widths], dtype=torch.float64)
         return Precisions(tilt, (self.occupancy_width**-2, self.variance_width**-2), self.scale_width**-2)
 
@@ -105,17 +98,25 @@ def adapted(options: AtomOptions, model: AtomicTomography, nominal: Tensor) -> A
     nominal : Tensor
         Nominal stage tilts in radian ``(tilt,)``.
     """
-    angles = model.angles.detach().clone()
-    angles[:, 1] -= nominal
-    phi, theta, psi = (angles - angles.mean(0)).unbind(-1)
-    affine = (model.affine + model.get_buffer("start_affine")).detach().flatten()
-    found = {"phi_width": phi, "theta_width": theta, "psi_width": psi, "affine_width": affine}
     widths = {}
-    for name, values in found.items():
-        width, count = getattr(options, name), len(values) - (name != "affine_width")
-        square = (_EXPECTED * width**2 + float(values.square().sum())) / (_EXPECTED + count)
+    for name, values in _deviations(model, nominal).items():
+        # of angles, the mean is free
+        width, count = getattr(options, name), values.numel() - (name != "affine_width")
+        square = (_EXPECTED * width**2 + float(values.detach().square().sum())) / (_EXPECTED + count)
         widths[name] = min(width, math.sqrt(square))
     return replace(options, **widths)
+
+
+def _deviations(model: AtomicTomography, nominal: Tensor) -> dict[str, Tensor]:
+    """How far angles and scan distortions are from what is expected, by the name of the width."""
+    phi, theta, psi = model.angles.unbind(-1)
+    theta = theta - nominal
+    return {
+        "phi_width": phi - phi.mean(),
+        "theta_width": theta - theta.mean(),
+        "psi_width": psi - psi.mean(),
+        "affine_width": model.affine + model.get_buffer("start_affine"),
+    }
 
 
 class Objective:
@@ -194,15 +195,10 @@ class Objective:
 
     def prior(self) -> Tensor:
         """Half the sum of squared deviations in standard deviations."""
-        model, o = self.model, self.options
-        phi, theta, psi = model.angles.unbind(-1)
-        theta, affine = theta - self.nominal, model.affine + model.get_buffer("start_affine")
-        mean = affine.mean(0)
+        model, o, expected = self.model, self.options, _deviations(self.model, self.nominal)
+        mean = expected["affine_width"].mean(0)
         deviations = [
-            (phi - phi.mean()) / o.phi_width,
-            (theta - theta.mean()) / o.theta_width,
-            (psi - psi.mean()) / o.psi_width,
-            affine / o.affine_width,
+            *(values / getattr(o, name) for name, values in expected.items()),
             mean[0, 0] / o.scale_width,
             mean[1, 1] / o.scale_width,
             (mean[0, 1] + mean[1, 0]) / (2 * o.scale_width),

@@ -116,13 +116,13 @@ def position_errors(
     arrow = Arrow(weight, *lateral_motion(model), precisions.tilt, damping=(0.0, 0.0, _ROUNDING))
     own, shared = arrow.variance(project)
     if halves is not None:
-        own = own * _disagreement(model, project(torch.stack(halves)), own)
+        own = own * _disagreement(model, project((halves[0] - halves[1])[None])[0], own)
     return (own + shared).sqrt()
 
 
-def _disagreement(model: AtomicTomography, halves: Tensor, own: Tensor) -> Tensor:
+def _disagreement(model: AtomicTomography, difference: Tensor, own: Tensor) -> Tensor:
     """Variance of single atoms of each element over that of the Hessian, ``(atom, 1)``; 1 at least."""
-    difference, out = halves[0] - halves[1], torch.ones(len(own), 1, dtype=own.dtype)
+    out = torch.ones(len(own), 1, dtype=own.dtype)
     design = torch.nn.functional.pad(model.sites.detach(), (0, 1), value=1.0)
     strain = design @ least_squares(design, difference)
     free = max(1.0, own.numel() - 3 * design.shape[1]) / own.numel()

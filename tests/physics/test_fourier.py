@@ -38,8 +38,8 @@ def test_every_line_moves_by_its_own_shift(n):
     line = torch.arange(n, dtype=torch.float64) - n // 2
     image = torch.exp(-(line**2) / 8).expand(3, n)
     moved = torch.exp(-((line - shifts) ** 2) / 8)
-    torch.testing.assert_close(translate_lines(image, shifts, -1), moved, rtol=0, atol=1e-7)
-    torch.testing.assert_close(translate_lines(image.T, shifts.T, 0), moved.T, rtol=0, atol=1e-7)
+    torch.testing.assert_close(translate_lines(image, shifts, dim=-1), moved, rtol=0, atol=1e-7)
+    torch.testing.assert_close(translate_lines(image.T, shifts.T, dim=0), moved.T, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (51, 60), (60, 49)])
@@ -53,9 +53,31 @@ def test_rotation_carries_u_to_v_then_shifts(shape, degrees):
 
 
 def test_rotation_and_back_is_the_identity():
-    image = gaussian((41, 48), (6.0, 2.0)) - gaussian((41, 48), (-4.0, 5.0), 1.5)
+    image = gaussian((48, 41), (2.0, 6.0)) - gaussian((48, 41), (5.0, -4.0), 1.5)
     back = rotate_plane(rotate_plane(image, double(0.7)), double(-0.7))
     assert relative_error(back, image) < 1e-5
+
+
+@pytest.mark.parametrize("degrees", [0.6, -50.0, 130.0])
+def test_slices_rise_and_merge_before_they_turn(degrees):
+    angle, rise = double(math.radians(degrees)), double([0.7, -1.2, 0.4, 2.0])
+    shift = double(0.4), double(-0.8)
+    stack = torch.stack([gaussian((48, 49), (5.0 - k, 2.0 * k)) for k in range(4)])
+    risen = translate_lines(stack, rise[:, None, None], dim=1)
+    expected = rotate_plane(risen, angle, shift)
+    torch.testing.assert_close(rotate_plane(stack, angle, shift, rise), expected, rtol=0, atol=1e-5)
+    found = rotate_plane(stack, angle, shift, rise, merge=2)
+    torch.testing.assert_close(found, expected.unflatten(0, (2, 2)).sum(1), rtol=0, atol=1e-5)
+
+
+def test_a_small_turn_is_two_shears_where_that_will_do():
+    angle, shift, rise = double(math.radians(0.9)), (double(0.3), double(-0.4)), double([0.2, -0.5])
+    stack = torch.stack([gaussian((60, 63), (16.0, -14.0)), gaussian((60, 63), (-9.0, 17.0))])
+    exact = rotate_plane(stack, angle, shift, rise)
+    off = float(angle) ** 2 / 2 * math.hypot(16, 14)  # pixels
+    quick = rotate_plane(stack, angle, shift, rise, blur=0.01)
+    assert 0.1 * off < float((quick - exact).abs().max()) < off  # a Gaussian's slope is below 0.61 / sigma
+    assert torch.equal(rotate_plane(stack, angle, shift, rise, blur=0.003), exact)
 
 
 @pytest.mark.parametrize("shape", [(7, 7), (6, 6), (5, 8), (8, 5)])
@@ -77,11 +99,12 @@ def test_quarter_turn_leaves_the_field():
     assert quarter_turns(image, 1).sum() == 0
 
 
-@pytest.mark.parametrize("degrees", [10.0, 100.0])
-def test_backward_of_the_rotation_is_its_adjoint(degrees):
-    angle, shift = double(math.radians(degrees)), (double(0.3), double(-1.2))
+@pytest.mark.parametrize(("degrees", "blur"), [(10.0, 0.0), (100.0, 0.0), (2.0, 0.1)])
+@pytest.mark.parametrize("merge", [1, 2])
+def test_backward_of_the_rotation_is_its_adjoint(degrees, blur, merge):
+    angle, shift, rise = double(math.radians(degrees)), (double(0.3), double(-1.2)), double([0.4, -0.1])
     assert_backward_is_adjoint(
-        lambda x: rotate_plane(x, angle, shift), torch.randn(2, 7, 10, dtype=torch.float64)
+        lambda x: rotate_plane(x, angle, shift, rise, merge, blur), torch.randn(2, 7, 10, dtype=torch.float64)
     )
 
 
@@ -91,3 +114,21 @@ def test_gradients_of_the_rotation(degrees):
     angle = double(math.radians(degrees)).requires_grad_()
     su, sv = double(0.3).requires_grad_(), double(-1.2).requires_grad_()
     assert_gradients(lambda x, a, u, v: rotate_plane(x, a, (u, v)), image, angle, su, sv)
+
+
+@pytest.mark.parametrize(("degrees", "blur"), [(10.0, 0.0), (-100.0, 0.0), (2.0, 0.1)])
+@pytest.mark.parametrize("merge", [1, 3])
+@pytest.mark.parametrize("shape", [(5, 8), (8, 5)])
+def test_gradients_of_the_rotation_of_slices(degrees, blur, merge, shape):
+    stack = torch.randn(3, *shape, dtype=torch.float64, requires_grad=True)
+    angle, su, sv, *rise = (
+        double(x).requires_grad_() for x in (math.radians(degrees), 0.3, -1.2, 0.2, 1.3, -0.7)
+    )
+    assert_gradients(
+        lambda x, a, u, v, *r: rotate_plane(x, a, (u, v), torch.stack(r), merge, blur),
+        stack,
+        angle,
+        su,
+        sv,
+        *rise,
+    )

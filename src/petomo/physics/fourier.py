@@ -48,59 +48,82 @@ def phase_line(shift: Tensor, n: int) -> Tensor:
     return torch.complex(angle.cos(), angle.sin())
 
 
-def translate_lines(image: Tensor, shift: Tensor, dim: int) -> Tensor:
+def translate_lines(image: Tensor, *shifts: Tensor, dim: int, merge: int = 1) -> Tensor:
     """Shift every line of a real image along ``dim`` by its own number of pixels (periodic).
 
     Parameters
     ----------
     image : Tensor
         Real image or stack.
-    shift : Tensor
-        Pixels, broadcastable against ``image`` with size 1 along ``dim``.
+    *shifts : Tensor
+        Pixels, broadcastable against ``image`` with size 1 along ``dim``; a line moves by their sum. One
+        for every slice and one for every line cost less apart.
     dim : int
         Axis along which the lines run.
+    merge : int
+        So many slices of a stack are added up, after the first of the shifts.
     """
-    return _TranslateLines.apply(image, shift, dim)  # pyright: ignore[reportReturnType]
+    return _TranslateLines.apply(image, dim, merge, *shifts)  # pyright: ignore[reportReturnType]
 
 
-def _line_factors(image: Tensor, shift: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Angular frequencies of `rfft` along ``dim``, and the factors of the shift."""
+def _line_factors(image: Tensor, shifts: Sequence[Tensor], dim: int) -> tuple[Tensor, list[Tensor]]:
+    """Angular frequencies of `rfft` along ``dim``, and the factors of each shift."""
     q = 2 * math.pi * torch.fft.rfftfreq(image.shape[dim], dtype=image.dtype, device=image.device)
     q = q.view(-1, *([1] * (-1 - dim if dim < 0 else image.ndim - 1 - dim)))
-    angle = -q * shift
-    return q, torch.complex(torch.cos(angle), torch.sin(angle))
+    return q, [torch.complex(torch.cos(q * shift), -torch.sin(q * shift)) for shift in shifts]
 
 
 class _TranslateLines(torch.autograd.Function):
     """`translate_lines` with its adjoint, the shift back: autograd's own is a full complex transform."""
 
     @staticmethod
-    def forward(ctx, image, shift, dim):
-        moved = torch.fft.rfft(image, dim=dim).mul_(_line_factors(image, shift, dim)[1])
-        out = torch.fft.irfft(moved, n=image.shape[dim], dim=dim)
-        ctx.save_for_backward(shift, moved if ctx.needs_input_grad[1] else None)
-        ctx.dim = dim
-        return out
+    def forward(ctx, image, dim, merge, *shifts):
+        _, (first, *others) = _line_factors(image, shifts, dim)
+        merged = single = torch.fft.rfft(image, dim=dim).mul_(first)
+        if merge > 1:
+            merged = single[::merge].clone()
+            for other in range(1, merge):
+                merged += single[other::merge]
+        for factors in others:
+            merged.mul_(factors)
+        kept = (single, merged) if any(ctx.needs_input_grad[3:]) else (None, None)
+        ctx.save_for_backward(*kept, *shifts)
+        ctx.dim, ctx.merge = dim, merge
+        return torch.fft.irfft(merged, n=image.shape[dim], dim=dim)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (shift, moved), dim, n = ctx.saved_tensors, ctx.dim, gradient.shape[ctx.dim]
-        q, factors = _line_factors(gradient, shift, dim)
+        (single, merged, *shifts), dim, n = ctx.saved_tensors, ctx.dim, gradient.shape[ctx.dim]
+        q, (first, *others) = _line_factors(gradient, shifts, dim)
+        # d out / d shift = -d out / d x by Parseval; every frequency but Nyquist's stands for two
+        weight = q * (2.0 / n)
+        if n % 2 == 0:
+            weight[-1] /= 2
         spectrum = torch.fft.rfft(gradient, dim=dim)
-        along = None
-        if moved is not None:
-            # d out / d shift = -d out / d x by Parseval; every frequency but Nyquist's stands for two
-            weight = q * (2.0 / n)
-            if n % 2 == 0:
-                weight[-1] /= 2
-            along = (weight * (moved * spectrum.conj()).imag).sum_to_size(shift.shape)
-        back = torch.fft.irfft(spectrum.mul_(factors.conj()), n=n, dim=dim)
-        return back, along, None
+        along: list[Tensor | None] = [None] * len(shifts)
+
+        def slopes(moved: Tensor) -> Tensor:
+            return (weight * (moved * spectrum.conj()).imag).sum(dim, keepdim=True)
+
+        if merged is not None:
+            lines, start = slopes(merged), int(ctx.merge > 1)
+            along[start:] = [lines.sum_to_size(shift.shape) for shift in shifts[start:]]
+        for factors in others:
+            spectrum.mul_(factors.conj())
+        if ctx.merge > 1:
+            spectrum = spectrum.repeat_interleave(ctx.merge, 0)
+            along[0] = None if single is None else slopes(single).sum_to_size(shifts[0].shape)
+        return torch.fft.irfft(spectrum.mul_(first.conj()), n=n, dim=dim), None, None, *along
 
 
 def rotate_plane(
-    image: Tensor, angle: Tensor, shift: tuple[Tensor | float, Tensor | float] = (0.0, 0.0)
+    image: Tensor,
+    angle: Tensor,
+    shift: Tensor | Sequence[Tensor | float] = (0.0, 0.0),
+    rise: Tensor | None = None,
+    merge: int = 1,
+    blur: float = 0.0,
 ) -> Tensor:
     """Rotate the last two axes (v, u) about pixel ``n // 2``, then shift, by three Fourier shears.
 
@@ -115,19 +138,31 @@ def rotate_plane(
         Radian, any value: whole quarter turns are done by indexing, the rest by shears.
     shift : (u, v)
         Pixels, applied after the rotation.
+    rise : Tensor, optional
+        Pixels along v that slices are moved by beforehand, ``(slice,)``.
+    merge : int
+        So many slices, risen, are added up.
+    blur : float
+        Pixels that a point may get amiss, where that saves one of the shears.
     """
+    lift = [] if rise is None else [rise.to(image)[:, None, None]]
     turns = int(torch.round(angle.detach() / (math.pi / 2)))
     if turns % 4:
-        image = quarter_turns(image, turns)
+        image = translate_lines(image, *lift, dim=-2, merge=merge) if lift else image
+        image, lift, merge = quarter_turns(image, turns), [], 1
         angle = angle - turns * (math.pi / 2)
-    v = torch.arange(image.shape[-2], dtype=image.dtype, device=image.device)[:, None] - image.shape[-2] // 2
-    u = torch.arange(image.shape[-1], dtype=image.dtype, device=image.device)[None, :] - image.shape[-1] // 2
-    angle = angle.to(image.dtype)
-    slope = -torch.tan(angle / 2)
-    out = translate_lines(image, slope * v, dim=-1)
-    out = translate_lines(out, torch.sin(angle) * u + shift[1], dim=-2)
-    # the first shear must act on the unshifted v, so the shift along v is undone inside the slope
-    return translate_lines(out, slope * (v - shift[1]) + shift[0], dim=-1)
+    v, u = (torch.arange(n, dtype=image.dtype, device=image.device) - n // 2 for n in image.shape[-2:])
+    v, reach = v[:, None], max(image.shape[-2:]) / 2
+    across, down = (torch.as_tensor(s, dtype=image.dtype, device=image.device) for s in shift)
+    sine, slope = torch.sin(angle).to(image.dtype), torch.tan(angle / 2).to(image.dtype)
+    if float(sine.detach()) ** 2 / 2 * reach <= blur:
+        # u and v are off by one minus the cosine, which a third shear would mend
+        out = translate_lines(image, *lift, sine * u + down, dim=-2, merge=merge)
+        return translate_lines(out, sine * (down - v) + across, dim=-1)
+    out = translate_lines(image, *lift, slope * u, dim=-2, merge=merge)
+    out = translate_lines(out, across - sine * v, dim=-1)
+    # the first shear must act on the unshifted u, so the shift along u is undone inside the slope
+    return translate_lines(out, slope * (u - across) + down, dim=-2)
 
 
 def quarter_turns(image: Tensor, turns: int) -> Tensor:

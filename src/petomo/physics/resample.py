@@ -17,11 +17,12 @@ from torch import Tensor
 
 from petomo.core.parallel import ALONE, Team
 from petomo.core.pose import rotation_matrices
-from petomo.physics.fourier import rotate_plane, translate_lines
+from petomo.physics.fourier import rotate_plane
 from petomo.physics.interpolation import Interpolation
 from petomo.physics.tilt import SliceGeometry, tilt_and_bin
 
-#: angstrom that a point may be shifted amiss where a turn by a small phi is done slice by slice
+#: angstrom that a point may be shifted amiss where a turn by a small phi is done slice by slice, or one by a
+#: small psi by two shears
 _BLUR = 0.01
 
 
@@ -80,10 +81,7 @@ def rotate_and_bin(
         torch.arange(thin.slices, dtype=phi.dtype, device=phi.device) - (thin.slices - 1) / 2
     ) * thin.thickness
     rise = -torch.sin(turned[0]) * z
-    if cuts > 1:
-        shift = (rise / geometry.voxel).to(stack.dtype)[:, None, None]
-        stack = translate_lines(stack, shift, dim=1).unflatten(0, (geometry.slices, cuts)).sum(1)
-    return _turn_slices(stack, turned[2], tau, rise if cuts == 1 else None, geometry.voxel)
+    return _turn_slices(stack, turned[2], tau, rise, geometry.voxel, cuts)
 
 
 def _turn_planes(volume: Tensor, phi: Tensor, team: Team) -> Tensor:
@@ -111,16 +109,15 @@ def _tilt(
     return _fit(team.join(stack, height, dim=1), geometry.shape[0], dim=1) * geometry.voxel
 
 
-def _turn_slices(stack: Tensor, psi: Tensor, tau: Tensor, rise: Tensor | None, voxel: float) -> Tensor:
-    """Shift every slice by its ``rise`` along y, then ``Rz(psi)``, then shift all by tau; angstrom."""
+def _turn_slices(
+    stack: Tensor, psi: Tensor, tau: Tensor, rise: Tensor | None, voxel: float, cuts: int = 1
+) -> Tensor:
+    """Slices risen along y and ``cuts`` of them added up, turned by psi, shifted by tau; angstrom."""
     angles = (psi, tau) if rise is None else (psi, tau, rise)
-    if not any(a.requires_grad or bool(a.any()) for a in angles):
+    if cuts == 1 and not any(a.requires_grad or bool(a.any()) for a in angles):
         return stack.contiguous()
-    across, down = tau / voxel
-    if rise is not None:
-        rise = rise[:, None, None] / voxel
-        across, down = across - torch.sin(psi) * rise, down + torch.cos(psi) * rise
-    return rotate_plane(stack, psi, (across.to(stack.dtype), down.to(stack.dtype)))
+    lift = None if rise is None else rise / voxel
+    return rotate_plane(stack, psi, tau / voxel, lift, cuts, _BLUR / voxel)
 
 
 def _phi_last(phi: Tensor, theta: Tensor, psi: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,8 +7,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import test_atom_refinement as atoms
+
+from petomo.algorithms.atom_objective import AtomOptions
+from petomo.algorithms.atom_refinement import Level, refine_atoms
 from petomo.algorithms.descent import noise_floor, reconstruct
 from petomo.algorithms.descent_options import DescentOptions, Schedule
+from petomo.algorithms.site_review import Candidates, keep_sites
 from petomo.core.parallel import ALONE, assembled
 from petomo.objectives.losses import Amplitude, Poisson
 from petomo.objectives.regularizers import (
@@ -72,11 +77,30 @@ def solve(case, team=ALONE):
     return out | {"losses": torch.tensor([*said, noise_floor(model, loss, 5, team)], dtype=torch.float64)}
 
 
+def refine(team=ALONE):
+    """Atoms, of which one is missing, poses, scans and standard errors as they are refined."""
+    model = atoms.truth()
+    read, nominal = atoms.reader(model), model.angles.data[:, 1].clone()
+    keep_sites(model, atoms.sites().select([0, 2, 3, 4, 5]))
+    atoms.nudge(model)
+    options = AtomOptions(iterations=2, half_iterations=2, probe_patterns=9, least_wanted=0.05)
+    level = Level(model.geometry, read, Poisson(), 8, 2, Candidates((13, 15, 16)))
+    start, said = [atoms.probe_model(t) for t in range(len(nominal))], []
+    for status in refine_atoms(model, start, [level], nominal, [13, 8], options, None, team):
+        said.append(status.loss)
+    state = status.state
+    out = dict(state["parameters"]) | {f"probe.{t}": w for t, w in enumerate(state["illumination"])}
+    return out | {"errors": state["errors"], "losses": torch.tensor(said, dtype=torch.float64)}
+
+
 def main(folder, *cases):
     torch.set_num_threads(1)
     with assembled() as team:
         for case in cases:
             torch.save(solve(case, team), Path(folder) / f"{case}_{team.rank}.pt")
+        torch.save(refine(team), Path(folder) / f"atoms_{team.rank}.pt")
+        dealt = team.each(5, lambda i: (team.rank, i))
+        torch.save(torch.tensor(dealt), Path(folder) / f"each_{team.rank}.pt")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from petomo.algorithms.bundle_preconditioner import atom_sensitivity
+from petomo.core.parallel import ALONE, Team
 from petomo.core.pose import rotation_matrices
 from petomo.models.atomic_tomography import AtomicTomography
 
@@ -24,6 +25,8 @@ class Curvatures:
         Second derivative of the loss in the model amplitude.
     positions : list of Tensor, optional
         Curvatures of the scan positions measured before: they cost most and change least.
+    team : Team
+        Processes that take some of the tilts each; all have the same arguments and get the same.
 
     Attributes
     ----------
@@ -37,10 +40,16 @@ class Curvatures:
         atoms that grow together, whose wide tails overlap.
     """
 
-    def __init__(self, model: AtomicTomography, curvature: float, positions: list[Tensor] | None = None):
-        tilts = range(len(model.angles))
-        self.positions = positions or [curvature * position_gram(model, tilt) for tilt in tilts]
-        moves, shapes, strain = zip(*(_grams(model, tilt) for tilt in tilts), strict=True)
+    def __init__(
+        self,
+        model: AtomicTomography,
+        curvature: float,
+        positions: list[Tensor] | None = None,
+        team: Team = ALONE,
+    ):
+        tilts = len(model.angles)
+        self.positions = positions or team.each(tilts, lambda t: curvature * position_gram(model, t))
+        moves, shapes, strain = zip(*team.each(tilts, lambda t: _grams(model, t)), strict=True)
         self.moves, self.shapes = (curvature * torch.tensor(g, dtype=torch.float64) for g in (moves, shapes))
         self.strain = curvature * torch.stack(strain)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from petomo.algorithms.atom_curvatures import Curvatures
 from petomo.algorithms.bundle_preconditioner import POSE_PARAMETERS, Precisions
 from petomo.algorithms.overlap_hessian import OverlapHessian
+from petomo.core.parallel import ALONE, Team
 from petomo.models.atomic_tomography import AtomicTomography
 from petomo.physics.multislice import Loss
 
@@ -134,12 +135,21 @@ class Objective:
         Nominal stage tilts in radian ``(tilt,)``.
     options : AtomOptions
         Widths of the priors.
+    team : Team
+        Processes that take some of the patterns each; all ask for the same points and get the same.
     """
 
     def __init__(
-        self, model: AtomicTomography, read: Reader, loss: Loss, nominal: Tensor, options: AtomOptions
+        self,
+        model: AtomicTomography,
+        read: Reader,
+        loss: Loss,
+        nominal: Tensor,
+        options: AtomOptions,
+        team: Team = ALONE,
     ):
         self.model, self.read, self.loss, self.nominal, self.options = model, read, loss, nominal, options
+        self.team = team
         self.parameters = list(model.parameters())
 
     def point(self) -> Tensor:
@@ -171,19 +181,21 @@ class Objective:
         total = self._likelihood()
         prior = self.prior()
         prior.backward()
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        return total + float(prior.detach()), torch.cat([g.flatten() for g in grads])
+        grads = [p.grad.flatten() for p in self.parameters if p.grad is not None]
+        return total + float(prior.detach()), torch.cat(grads)
 
     def _likelihood(self) -> float:
         """Value where the model stands; leaves its gradient in the parameters."""
-        model, total = self.model, 0.0
-        model.zero_grad(set_to_none=True)
-        for tilt in range(len(model.angles)):
-            index = torch.arange(len(model.stray[tilt]))
+        model, total = self.model, torch.zeros((), dtype=torch.float64)
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        for tilt, part in self.team.portions([len(s) for s in model.stray]):
+            index = torch.tensor(part)
             value = model(tilt, index, self.read(tilt, index), self.loss)
             value.backward()
-            total += float(value.detach())
-        return total
+            total += value.detach()
+        self.team.sum_(total, *(p.grad for p in self.parameters if p.grad is not None))
+        return float(total)
 
     def of_atoms(self) -> tuple[Tensor, Tensor]:
         """Gradient of the likelihood where the model stands, in occupancies and sites."""

@@ -30,6 +30,7 @@ from petomo.algorithms.site_review import (
     split_heavy,
 )
 from petomo.algorithms.status import Status
+from petomo.core.parallel import ALONE, Team
 from petomo.models.atomic_tomography import AtomicTomography
 from petomo.models.ptycho_tomography import TomographyGeometry
 from petomo.physics.multislice import diffract
@@ -73,6 +74,7 @@ def refine_atoms(
     elements: Sequence[int],
     options: AtomOptions,
     state: dict | None = None,
+    team: Team = ALONE,
 ) -> Iterator[Status]:
     """Refine atoms, poses and scans in rounds, yielding after every iteration.
 
@@ -96,6 +98,8 @@ def refine_atoms(
         Iterations and priors.
     state : dict, optional
         ``Status.state`` of an earlier iteration: goes on from the beginning of its round.
+    team : Team
+        Processes that share the work; all have the same arguments and come to the same.
 
     Yields
     ------
@@ -114,18 +118,20 @@ def refine_atoms(
     schedule = [level for level in levels for _ in range(level.rounds)]
     for number in range(first, len(schedule)):
         level, last = schedule[number], number == len(schedule) - 1
+        if team.size > 1:  # processors of different makes may differ where a threshold is met to the last bit
+            restore(model, team.from_main(snapshot(model)))
         begun = _state(model, probes, number, positions)
         if number and level is not schedule[number - 1]:
             positions = None
         model.geometry = level.geometry
-        probes = fit_probes(model, probes, level, options, start, number == 0)
-        curvatures = Curvatures(model, level.loss.curvature, positions)
+        probes = fit_probes(model, probes, level, options, start, number == 0, team)
+        curvatures = Curvatures(model, level.loss.curvature, positions, team)
         positions = curvatures.positions
         for tilt, known in enumerate(positions):
             model.weigh_positions(tilt, known)
         # what scans and angles are like before they were refined says little of how they are
         expected = adapted(options, model, nominal) if number else options
-        objective = Objective(model, level.read, level.loss, nominal, expected)
+        objective = Objective(model, level.read, level.loss, nominal, expected, team)
         solver = minimise(
             objective,
             objective.point(),
@@ -145,12 +151,12 @@ def refine_atoms(
         extras["renamed"] = float(name_elements(model, elements))
         extras["exchanged"] = float(order_pairs(model, objective.of_atoms))
         if not last:
-            extras |= _review(model, level, elements, options, curvatures.shapes)
+            extras |= _review(model, level, elements, options, curvatures.shapes, team)
         extras["atoms"] = float(len(model.numbers))
         end = _state(model, probes, number + 1, positions)
         yield Status((number + 1) * options.iterations, now.value / patterns, extras, end)
     if first <= len(schedule):
-        yield from _compare_halves(model, probes, schedule, nominal, options, positions)
+        yield from _compare_halves(model, probes, schedule, nominal, options, positions, team)
 
 
 def _compare_halves(
@@ -160,16 +166,17 @@ def _compare_halves(
     nominal: Tensor,
     options: AtomOptions,
     positions: list[Tensor] | None,
+    team: Team,
 ) -> Iterator[Status]:
     """Refine each half of the tilts on its own, and get standard errors from their disagreement."""
     level, done = schedule[-1], len(schedule)
     model.geometry = level.geometry
-    curvatures = Curvatures(model, level.loss.curvature, positions)
+    curvatures = Curvatures(model, level.loss.curvature, positions, team)
     expected = adapted(options, model, nominal)
     begun, patterns = _state(model, probes, done, positions), sum(len(s) for s in model.stray)
     halves, value = None, 0.0
     if len(nominal) >= LEAST_TILTS:
-        halves = Halves(model, level.read, level.loss, nominal, expected, curvatures.positions)
+        halves = Halves(model, level.read, level.loss, nominal, expected, curvatures.positions, team)
         for step in range(1, options.half_iterations + 1):
             gain, value = halves.step(), halves.value
             if gain < options.half_tolerance:
@@ -187,7 +194,12 @@ def _compare_halves(
 
 
 def _review(
-    model: AtomicTomography, level: Level, elements: Sequence[int], options: AtomOptions, shapes: Tensor
+    model: AtomicTomography,
+    level: Level,
+    elements: Sequence[int],
+    options: AtomOptions,
+    shapes: Tensor,
+    team: Team,
 ) -> dict[str, float]:
     """Look at the atoms again: how many were dropped, split, added."""
     found = {"dropped": float(drop_weak(model, options.least_occupancy, 1.0))}
@@ -195,7 +207,8 @@ def _review(
         apart = level.candidates.min_distance
         found["split"] = float(split_heavy(model, options.most_occupancy, apart))
         least, lightest = options.least_wanted, min(elements)
-        added = add_missing(model, level.read, level.loss, lightest, level.candidates, least, shapes)
+        found_where = level.candidates, least, shapes, team
+        added = add_missing(model, level.read, level.loss, lightest, *found_where)
         found["added"] = float(added)
     return found
 
@@ -214,6 +227,7 @@ def fit_probes(
     options: AtomOptions,
     start: Sequence[ProbeModel],
     first: bool,
+    team: Team = ALONE,
 ) -> list[ProbeModel]:
     """Fit the probe of every tilt on some of its patterns, and put it into the model.
 
@@ -228,24 +242,26 @@ def fit_probes(
         As they stand now, and as the refinement began; one per tilt.
     first : bool
         Whether this is the first time.
+    team : Team
+        As for `refine_atoms`.
     """
-    optics, dtype, fitted = level.geometry.optics, model.probe(0).dtype, []
+    optics, dtype = level.geometry.optics, model.probe(0).dtype
     centres = start if first else [_centred(p, s) for p, s in zip(share(probes), start, strict=True)]
-    for tilt, (probe, centre) in enumerate(zip(probes, centres, strict=True)):
+    steps, spreads = (2, SPREADS) if first else (1, DRIFTS)
+
+    def fit(tilt: int) -> ProbeModel:
         count = len(model.stray[tilt])
         index = torch.linspace(0, count - 1, min(count, options.probe_patterns)).long()
         phase = model.phase(tilt).detach()
         pixels = model.relative_scan(tilt).detach()[index] / model.pixel_size
 
-        def predict(members: Tensor, phase=phase, pixels=pixels) -> Tensor:
+        def predict(members: Tensor) -> Tensor:
             return diffract(phase, None, members.to(dtype), pixels, optics)
 
-        measured = level.read(tilt, index)
-        fit = (predict, measured, level.loss, optics, level.members)
-        if first:
-            fitted.append(fit_probe(probe, *fit, 2, centre, SPREADS)[0])
-        else:
-            fitted.append(fit_probe(probe, *fit, 1, centre, DRIFTS)[0])
+        data = level.read(tilt, index), level.loss, optics, level.members
+        return fit_probe(probes[tilt], predict, *data, steps, centres[tilt], spreads)[0]
+
+    fitted = team.each(len(probes), fit)
     fitted = share(fitted) if first else fitted
     for tilt, probe in enumerate(fitted):
         model.illuminate(tilt, probe.ensemble(optics.window, optics.energy_ev, level.members).to(dtype))

@@ -13,6 +13,7 @@ from petomo.algorithms.atom_objective import AtomOptions, Objective, Reader
 from petomo.algorithms.bundle_preconditioner import Arrow, Precisions, atom_sensitivity, lateral_motion
 from petomo.algorithms.quasi_newton import Iterate, minimise
 from petomo.core.least_squares import least_squares
+from petomo.core.parallel import ALONE, Team
 from petomo.models.atomic_tomography import AtomicTomography
 
 #: Fewer tilts are not halved.
@@ -34,6 +35,8 @@ class Halves:
         As for `petomo.algorithms.atom_objective.Objective`.
     curvatures : list of Tensor
         Of the scan positions, see `petomo.algorithms.atom_curvatures.Curvatures`.
+    team : Team
+        As for `petomo.algorithms.atom_objective.Objective`.
     """
 
     def __init__(
@@ -44,13 +47,15 @@ class Halves:
         nominal: Tensor,
         options: AtomOptions,
         curvatures: list[Tensor],
+        team: Team = ALONE,
     ):
         count = len(nominal)
         self.models = [model.subset(range(first, count, 2)) for first in (0, 1)]
         self.solvers: list[Iterator[Iterate]] = []
         for first, part in enumerate(self.models):
-            own = Curvatures(part, loss.curvature, curvatures[first::2])
-            objective = Objective(part, _every_other(read, first), loss, nominal[first::2], options)
+            own = Curvatures(part, loss.curvature, curvatures[first::2], team)
+            read_half = _every_other(read, first)
+            objective = Objective(part, read_half, loss, nominal[first::2], options, team)
             self.solvers.append(
                 minimise(
                     objective,

@@ -12,6 +12,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from petomo.algorithms.bundle_preconditioner import atom_sensitivity
+from petomo.core.parallel import ALONE, Team
 from petomo.core.pose import rotation_matrices
 from petomo.models.atomic_tomography import AtomicTomography, Sites
 from petomo.physics.atomic_potential import half_plane, projected_factor
@@ -219,6 +220,7 @@ def add_missing(
     candidates: Candidates,
     least: float,
     shapes: Tensor,
+    team: Team = ALONE,
 ) -> int:
     """Add atoms of one element where `occupancy_wanted` is at least ``least``; returns how many.
 
@@ -226,10 +228,12 @@ def add_missing(
     ----------
     shapes : Tensor
         Curvature of the loss per square radian of phase, for atoms that grow, ``(tilt,)``.
+    team : Team
+        Processes that take some of the patterns each; all have the same arguments and get the same.
     """
     if not (model.numbers == element).any():
         return 0  # nothing to compare with
-    asked = occupancy_wanted(model, read, loss, element, candidates, shapes)
+    asked = occupancy_wanted(model, read, loss, element, candidates, shapes, team)
     top = (asked == maximum_filter(asked, 5)) & (asked >= least)
     index = np.argwhere(top)
     index = index[np.argsort(-asked[tuple(index.T)], kind="stable")]
@@ -249,13 +253,19 @@ def add_missing(
 
 
 def occupancy_wanted(
-    model: AtomicTomography, read: Callable, loss, element: int, candidates: Candidates, shapes: Tensor
+    model: AtomicTomography,
+    read: Callable,
+    loss,
+    element: int,
+    candidates: Candidates,
+    shapes: Tensor,
+    team: Team = ALONE,
 ) -> np.ndarray:
     """One Newton step from nothing for an atom at every voxel, ``z y x``.
 
     The gradient of the loss in the volume, matched with the atom's shape, over the curvature.
     """
-    gradient = volume_gradient(model, read, loss, candidates.shape)
+    gradient = volume_gradient(model, read, loss, candidates.shape, team)
     depth, (ny, nx), voxel = candidates.shape[0], candidates.shape[1:], model.pixel_size
     u2 = float(model.variance.data.median())
     qz = torch.fft.fftfreq(depth, voxel, dtype=torch.float64)[:, None, None]
@@ -274,13 +284,15 @@ def occupancy_wanted(
     return (-matched / curvature).numpy()
 
 
-def volume_gradient(model: AtomicTomography, read: Callable, loss, shape: tuple[int, int, int]) -> Tensor:
+def volume_gradient(
+    model: AtomicTomography, read: Callable, loss, shape: tuple[int, int, int], team: Team = ALONE
+) -> Tensor:
     """Gradient of the loss in the potential of every voxel, ``z y x`` per volt, at the model's atoms."""
     probe = model.probe(0)
     volume = torch.zeros(shape, dtype=probe.real.dtype, requires_grad=True)
     origin, total = torch.zeros(2, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-    for tilt in range(len(model.stray)):
-        index = torch.arange(len(model.stray[tilt]))
+    for tilt, part in team.portions([len(s) for s in model.stray]):
+        index = torch.tensor(part)
         phase = model.phase(tilt).detach().requires_grad_(True)
         pixels = model.relative_scan(tilt).detach()[index] / model.pixel_size
         optics = model.geometry.optics
@@ -290,4 +302,5 @@ def volume_gradient(model: AtomicTomography, read: Callable, loss, shape: tuple[
         stack = rotate_and_bin(volume, phi, theta, psi, origin, model.geometry.slices)
         (back,) = torch.autograd.grad(stack, volume, slope * model.sigma)
         total += back
+    team.sum_(total)
     return total

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -52,6 +52,30 @@ class Team:
         """Part of ``count`` things in a row for this process; none is empty if there are enough."""
         rank = self.rank if rank is None else rank
         return slice(count * rank // self.size, count * (rank + 1) // self.size)
+
+    def turns(self, count: int) -> range:
+        """Which of ``count`` things this process takes where they are dealt out one by one."""
+        return range(self.rank, count, self.size)
+
+    def portions(self, counts: Sequence[int]) -> Iterator[tuple[int, range]]:
+        """Which of ``counts[i]`` things of every kind ``i`` this process takes.
+
+        All of most kinds, so that what is to be done for a kind is done once, and its share of the last ones,
+        so that all processes have equally much to do.
+        """
+        whole = len(counts) // self.size * self.size
+        for kind in self.turns(whole):
+            yield kind, range(counts[kind])
+        for kind in range(whole, len(counts)):
+            if part := range(counts[kind])[self.share(counts[kind])]:
+                yield kind, part
+
+    def each(self, count: int, work: Callable[[int], Any]) -> list:
+        """``[work(i) for i in range(count)]``, each done by one process."""
+        out: list[Any] = [None] * count
+        for rank, part in enumerate(self.gather([work(i) for i in self.turns(count)])):
+            out[rank :: self.size] = part
+        return out
 
     def sum_(self, *tensors: Tensor) -> None:
         """Replace tensors by their sums over the team, in place and in one message."""

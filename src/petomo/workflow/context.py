@@ -20,7 +20,7 @@ from petomo.workflow.callbacks import Interrupted, Reporter
 from petomo.workflow.config import Config
 from petomo.workflow.guard import Guard, refuse_nan
 
-SHARED = frozenset({"bright_field", "ptychography", "end_to_end", "completion"})
+SHARED = frozenset({"bright_field", "ptychography", "end_to_end", "refinement", "completion"})
 """Stages that all processes of a run work at together; the others are left to the first of them."""
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -152,15 +152,15 @@ def _write(context: RunContext, grids: Grids, model: PtychoTomography, halves: l
 def _write_patterns(context: RunContext, model: PtychoTomography, reader: PatternReader, loss) -> None:
     """The patterns that fit worst and in the middle and an even choice of each tilt, beside the model's."""
     series, team = context.series, context.team
-    found: dict[int, Any] = {}
-    for tilt in range(team.rank, len(series), team.size):
+
+    def misfit(tilt: int) -> np.ndarray:
         parts = torch.arange(len(series[tilt])).split(256)
         values = [loss(model.predict(tilt, part), reader(tilt, part))[0].cpu() for part in parts]
-        found[tilt] = torch.cat(values).numpy()
-    everything = {tilt: values for part in team.gather(found) for tilt, values in part.items()}
+        return torch.cat(values).numpy()
+
+    losses = team.each(len(series), misfit)
     if not team.main:
         return
-    losses = [everything[tilt] for tilt in range(len(series))]
     chosen, out = choose_patterns(losses, [t.scan_shape for t in series]), {}
     for tilt in range(len(series)):
         mine = {name: k for name, (number, k) in chosen.items() if number == tilt}

@@ -62,7 +62,8 @@ def refinement(context: RunContext) -> None:
     saved = context.restore(STAGE)
     state, total = saved, sum(level.rounds for level in levels) * options.iterations + options.half_iterations
     numbers = [atomic_numbers[e] for e in elements]
-    solver = refine_atoms(model, probes, levels, context.series.stage_tilts, numbers, options, saved)
+    nominal = context.series.stage_tilts
+    solver = refine_atoms(model, probes, levels, nominal, numbers, options, saved, context.team)
     for status in solver:
         state = status.state
         # a round is done again from its beginning, so that only its end can be saved
@@ -73,7 +74,8 @@ def refinement(context: RunContext) -> None:
             context.save(STAGE, state)
     assert state is not None  # rounds and iterations are positive
     restore(model, state)
-    _write(context, grids, model, [ProbeModel.from_dict(p) for p in state["probes"]], state["errors"])
+    if context.team.main:
+        _write(context, grids, model, [ProbeModel.from_dict(p) for p in state["probes"]], state["errors"])
 
 
 def atom_options(context: RunContext) -> AtomOptions:

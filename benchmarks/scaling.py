@@ -21,19 +21,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from noise_series import Size, make_series
 
+from petomo.algorithms.atom_objective import AtomOptions, Objective
 from petomo.algorithms.descent import reconstruct
 from petomo.algorithms.descent_options import DescentOptions, Schedule
 from petomo.core.parallel import ALONE, Team, assembled
+from petomo.models.atomic_tomography import AtomicTomography, Sites
 from petomo.models.ptychography import Ptychography
-from petomo.objectives.losses import Amplitude
+from petomo.objectives.losses import Amplitude, Poisson
 from petomo.objectives.regularizers import L1Real, NonNegative
 
-TARGET = 1.8
+TARGET, ATOMS = 1.8, 800
 
 
 def options(settings: argparse.Namespace, angles: bool) -> DescentOptions:
@@ -80,11 +84,27 @@ def single_tilts(settings: argparse.Namespace, team: Team):
         yield
 
 
+def atoms(settings: argparse.Namespace, team: Team):
+    """Evaluations of what the refinement of atoms minimises, with its gradient; eight probes a tilt."""
+    series, patterns = make_series(replace(size(settings, (0.009, 0.012)), modes=8))
+    half = torch.tensor(settings.volume[::-1]) * Size.voxel / 2 - 6  # of the field, less a margin
+    ones = torch.ones(ATOMS, dtype=torch.float64)
+    sites = Sites(np.full(ATOMS, 13), (2 * torch.rand(ATOMS, 3) - 1) * half, ones, 0.01 * ones)
+    probes, scans = ([p.detach() for p in some] for some in (series.probes, series.positions))
+    model = AtomicTomography(sites, series.poses, probes, scans, series.geometry)
+    read, nominal = (lambda _, i: patterns[i].float()), model.angles.data[:, 1].clone()
+    target = Objective(model, read, Poisson(), nominal, AtomOptions(), team)
+    while True:
+        target(target.point())
+        yield
+
+
 CASES: dict[str, Callable] = {
     "single tilts": single_tilts,
     "end to end": partial(end_to_end, angles=(0.0, 0.0), turned=False),
     "end to end, phi and psi": partial(end_to_end, angles=(0.009, 0.012), turned=False),
     "end to end, angles refined": partial(end_to_end, angles=(0.009, 0.012), turned=True),
+    "refinement of atoms": atoms,
 }
 
 

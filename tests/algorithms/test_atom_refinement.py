@@ -469,3 +469,14 @@ def test_expected_widths_follow_what_is_found():
     assert found.theta_width == options.theta_width  # never wider than what is asked for
     assert found.phi_width == pytest.approx(options.phi_width * math.sqrt(0.5))
     assert replace(found, affine_width=0.01, psi_width=0.005, phi_width=options.phi_width) == options
+
+
+def test_cautious_priors_are_half_as_wide():
+    options = AtomOptions()
+    found = options.cautious()
+    for name in ("phi_width", "theta_width", "psi_width", "affine_width"):
+        assert getattr(found, name) == getattr(options, name) / 2
+    assert (
+        replace(found, **{n: getattr(options, n) for n in vars(options) if n.endswith("_width")}) == options
+    )
+    assert found.occupancy_width == options.occupancy_width

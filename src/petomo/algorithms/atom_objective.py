@@ -22,6 +22,8 @@ Reader = Callable[[int, Tensor], Tensor]
 _LONGEST = {"sites": 0.7, "tau": 0.7, "stray": 0.7, "angles": 0.05, "affine": 0.05}
 _LONGEST |= {"occupancy": 1.0, "variance": 0.01}
 _EXPECTED = 4  # values
+_TRUST = 0.25
+_WIDTHS = ("phi_width", "theta_width", "psi_width", "affine_width")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,14 @@ class AtomOptions:
     occupancy_width: float = 0.3
     variance_width: float = 0.005
 
+    def cautious(self) -> AtomOptions:
+        """Priors of angles and distortions so narrow that the patterns count `_TRUST` as much against them.
+
+        The likelihood reckons with counting noise, but what the model neglects moves angles twice as far, so
+        that they would come out worse than what was expected of them.
+        """
+        return replace(self, **{name: getattr(self, name) * math.sqrt(_TRUST) for name in _WIDTHS})
+
     def precisions(self) -> Precisions:
         """Inverse variances."""
         widths = [self.phi_width, self.theta_width, self.psi_width, *[math.inf] * 2, *[self.affine_width] * 4]
@@ -112,12 +122,8 @@ def _deviations(model: AtomicTomography, nominal: Tensor) -> dict[str, Tensor]:
     """How far angles and scan distortions are from what is expected, by the name of the width."""
     phi, theta, psi = model.angles.unbind(-1)
     theta = theta - nominal
-    return {
-        "phi_width": phi - phi.mean(),
-        "theta_width": theta - theta.mean(),
-        "psi_width": psi - psi.mean(),
-        "affine_width": model.affine + model.get_buffer("start_affine"),
-    }
+    angles = (angle - angle.mean() for angle in (phi, theta, psi))
+    return dict(zip(_WIDTHS, (*angles, model.affine + model.get_buffer("start_affine")), strict=True))
 
 
 class Objective:

@@ -130,7 +130,7 @@ def refine_atoms(
         for tilt, known in enumerate(positions):
             model.weigh_positions(tilt, known)
         # what scans and angles are like before they were refined says little of how they are
-        expected = adapted(options, model, nominal) if number else options
+        expected = adapted(options, model, nominal).cautious() if number else options
         objective = Objective(model, level.read, level.loss, nominal, expected, team)
         solver = minimise(
             objective,
@@ -176,6 +176,7 @@ def _compare_halves(
     begun, patterns = _state(model, probes, done, positions), sum(len(s) for s in model.stray)
     halves, value = None, 0.0
     if len(nominal) >= LEAST_TILTS:
+        # not cautious: against half of the patterns that would hide what they disagree on
         halves = Halves(model, level.read, level.loss, nominal, expected, curvatures.positions, team)
         for step in range(1, options.half_iterations + 1):
             gain, value = halves.step(), halves.value

@@ -22,7 +22,7 @@ Reader = Callable[[int, Tensor], Tensor]
 _LONGEST = {"sites": 0.7, "tau": 0.7, "stray": 0.7, "angles": 0.05, "affine": 0.05}
 _LONGEST |= {"occupancy": 1.0, "variance": 0.01}
 _EXPECTED = 4  # values
-_TRUST = 0.25
+_TRUST = 0.25  # see `AtomOptions.cautious`
 _WIDTHS = ("phi_width", "theta_width", "psi_width", "affine_width")
 
 

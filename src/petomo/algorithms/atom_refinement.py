@@ -208,8 +208,7 @@ def _review(
         apart = level.candidates.min_distance
         found["split"] = float(split_heavy(model, options.most_occupancy, apart))
         least, lightest = options.least_wanted, min(elements)
-        found_where = level.candidates, least, shapes, team
-        added = add_missing(model, level.read, level.loss, lightest, *found_where)
+        added = add_missing(model, level.read, level.loss, lightest, level.candidates, least, shapes, team)
         found["added"] = float(added)
     return found
 

@@ -196,7 +196,7 @@ class Objective:
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
         for tilt, part in self.team.portions([len(s) for s in model.stray]):
-            index = torch.tensor(part)
+            index = torch.arange(part.start, part.stop)
             value = model(tilt, index, self.read(tilt, index), self.loss)
             value.backward()
             total += value.detach()

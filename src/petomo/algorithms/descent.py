@@ -126,7 +126,7 @@ def noise_floor(model: Model, loss: Amplitude | Poisson, sample: int = 16, team:
     Taken at ``sample`` positions spread over every tilt, each tilt by one process of the team.
     """
     total = torch.zeros((), dtype=torch.float64, device=model.volume.device)
-    for tilt in range(team.rank, len(model.positions), team.size):
+    for tilt in team.turns(len(model.positions)):
         positions = model.positions[tilt]
         index = torch.linspace(
             0, len(positions) - 1, min(sample, len(positions)), device=positions.device

@@ -292,7 +292,7 @@ def volume_gradient(
     volume = torch.zeros(shape, dtype=probe.real.dtype, requires_grad=True)
     origin, total = torch.zeros(2, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
     for tilt, part in team.portions([len(s) for s in model.stray]):
-        index = torch.tensor(part)
+        index = torch.arange(part.start, part.stop)
         phase = model.phase(tilt).detach().requires_grad_(True)
         pixels = model.relative_scan(tilt).detach()[index] / model.pixel_size
         optics = model.geometry.optics

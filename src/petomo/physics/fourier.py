@@ -96,14 +96,14 @@ class _TranslateLines(torch.autograd.Function):
     def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
         (single, merged, *shifts), dim, n = ctx.saved_tensors, ctx.dim, gradient.shape[ctx.dim]
         q, (first, *others) = _line_factors(gradient, shifts, dim)
-        # d out / d shift = -d out / d x by Parseval; every frequency but Nyquist's stands for two
-        weight = q * (2.0 / n)
-        if n % 2 == 0:
-            weight[-1] /= 2
         spectrum = torch.fft.rfft(gradient, dim=dim)
         along: list[Tensor | None] = [None] * len(shifts)
 
         def slopes(moved: Tensor) -> Tensor:
+            # d out / d shift = -d out / d x by Parseval; every frequency but Nyquist's stands for two
+            weight = q * (2.0 / n)
+            if n % 2 == 0:
+                weight[-1] /= 2
             return (weight * (moved * spectrum.conj()).imag).sum(dim, keepdim=True)
 
         if merged is not None:

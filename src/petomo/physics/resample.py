@@ -114,7 +114,7 @@ def _turn_slices(
 ) -> Tensor:
     """Slices risen along y and ``cuts`` of them added up, turned by psi, shifted by tau; angstrom."""
     angles = (psi, tau) if rise is None else (psi, tau, rise)
-    if cuts == 1 and not any(a.requires_grad or bool(a.any()) for a in angles):
+    if not any(a.requires_grad or bool(a.any()) for a in angles):
         return stack.contiguous()
     lift = None if rise is None else rise / voxel
     return rotate_plane(stack, psi, tau / voxel, lift, cuts, _BLUR / voxel)

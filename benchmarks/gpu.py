@@ -5,6 +5,7 @@ python benchmarks/gpu.py    # the paper's size goes into docs/studies/speed.md a
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import torch
 from pass_vs_fft import LOSS, MODES, SLICES, bare_ffts, make_case, plain_torch
+from scaling import atoms
 
+from petomo.core.parallel import ALONE
 from petomo.physics.multislice import multislice_loss
 from petomo.physics.resample import SliceGeometry, rotate_and_bin
 
@@ -73,6 +76,14 @@ def rotation_times(size: int, device: torch.device) -> None:
             print(f"  {size}^3 {kernel:6s} {what:14s}: {seconds(one_pass, device) * 1e3:8.1f} ms", flush=True)
 
 
+def refinement_time(device: torch.device, tilts: int = 2) -> None:
+    """What the refinement of atoms minimises, with its gradient, for one tilt."""
+    size = argparse.Namespace(volume=(108, 110, 140), scan=(48, 48), tilts=tilts)
+    evaluations = atoms(size, ALONE, device.type)
+    spent = seconds(lambda: next(evaluations), device, 3) / tilts * 1e3
+    print(f"  refinement of atoms: {spent:.1f} ms a tilt of 2304 patterns", flush=True)
+
+
 def main() -> int:
     if not torch.cuda.is_available():
         print("No CUDA device here, so there is nothing to test or time on a GPU.")
@@ -85,6 +96,8 @@ def main() -> int:
         multislice_times(64, patterns, chunks, device)
         print(f"{device.type}: turn and bin, forward + gradient")
         rotation_times(128, device)
+        print(f"{device.type}: atoms")
+        refinement_time(device)
     multislice_times(256, 64, (4, 16, 64), CUDA)
     rotation_times(256, CUDA)
     size = ["--device", "cuda", "--tilts", "4", "--write"]

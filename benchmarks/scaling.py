@@ -84,13 +84,14 @@ def single_tilts(settings: argparse.Namespace, team: Team):
         yield
 
 
-def atoms(settings: argparse.Namespace, team: Team):
+def atoms(settings: argparse.Namespace, team: Team, device: str = "cpu"):
     """Evaluations of what the refinement of atoms minimises, with its gradient; eight probes a tilt."""
     series, patterns = make_series(replace(size(settings, (0.009, 0.012)), modes=8))
     half = torch.tensor(settings.volume[::-1]) * Size.voxel / 2 - 6  # of the field, less a margin
     ones = torch.ones(ATOMS, dtype=torch.float64)
     sites = Sites(np.full(ATOMS, 13), (2 * torch.rand(ATOMS, 3) - 1) * half, ones, 0.01 * ones)
     probes, scans = ([p.detach() for p in some] for some in (series.probes, series.positions))
+    probes, patterns = [p.to(device) for p in probes], patterns.to(device)
     model = AtomicTomography(sites, series.poses, probes, scans, series.geometry)
     read, nominal = (lambda _, i: patterns[i].float()), model.angles.data[:, 1].clone()
     target = Objective(model, read, Poisson(), nominal, AtomOptions(), team)

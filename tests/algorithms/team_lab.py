@@ -26,6 +26,7 @@ from petomo.objectives.regularizers import (
 )
 from ptycho_problems import VOXEL, end_to_end_problem, one_tilt_problem, patterns_of, reader_of
 
+CPU = torch.device("cpu")
 EVERYTHING = {
     "volume": Schedule(1.0), "probe": Schedule(0.5), "positions": Schedule(0.5, start=1),
     "affine": Schedule(0.5, start=1), "poses": Schedule(0.5, start=1),
@@ -64,22 +65,23 @@ def leaning(phi):
     return model
 
 
-def solve(case, team=ALONE):
+def solve(case, team=ALONE, device=CPU):
     """All that the solver leaves, and what it said."""
     make, options, loss = CASES[case]
     model = make()
     generator = torch.Generator().manual_seed(1)
-    read = reader_of([torch.poisson(p, generator=generator) for p in patterns_of(model)])
+    read = reader_of([torch.poisson(p, generator=generator).to(device) for p in patterns_of(model)])
     model.volume.data.mul_(0.3)
+    model.to(device)
     terms = TERMS.get(case, [L1Real(0.01), NonNegative()])
     said = [s.loss for s in reconstruct(model, read, loss, options, terms, None, team)]
-    out = {key: value.detach() for key, value in model.state_dict().items()}
+    out = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     return out | {"losses": torch.tensor([*said, noise_floor(model, loss, 5, team)], dtype=torch.float64)}
 
 
-def refine(team=ALONE):
+def refine(team=ALONE, device=CPU):
     """Atoms, of which one is missing, poses, scans and standard errors as they are refined."""
-    model = atoms.truth()
+    model = atoms.truth(device=device)
     read, nominal = atoms.reader(model), model.angles.data[:, 1].clone()
     keep_sites(model, atoms.sites().select([0, 2, 3, 4, 5]))
     atoms.nudge(model)

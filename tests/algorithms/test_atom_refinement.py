@@ -54,10 +54,10 @@ def probe_model(tilt: int) -> ProbeModel:
     return ProbeModel(28.0, (0.01, 0.015, 0.002), 100.0, {"C10": -25.0 - 5 * tilt}, ELECTRONS)
 
 
-def truth(members: int = 8, atoms: Sites | None = None, tilts=TILTS) -> AtomicTomography:
+def truth(members: int = 8, atoms: Sites | None = None, tilts=TILTS, device="cpu") -> AtomicTomography:
     frame = end_to_end_problem(tilts=tilts, scan=(6, 6))
     window = frame.geometry.optics.window
-    waves = [probe_model(t).ensemble(window, ENERGY, members) for t in range(len(tilts))]
+    waves = [probe_model(t).ensemble(window, ENERGY, members).to(device) for t in range(len(tilts))]
     scans = [p.data for p in frame.positions]
     return AtomicTomography(atoms or sites(), frame.poses, waves, scans, frame.geometry)
 

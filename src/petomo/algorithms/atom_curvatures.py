@@ -65,7 +65,7 @@ def position_gram(model: AtomicTomography, tilt: int) -> Tensor:
             slopes.append((model.predict(tilt, index).sqrt() - base).flatten(1) / _MOVE_ANGSTROM)
             tau.data[tilt, axis] += _MOVE_ANGSTROM
         jacobian = torch.stack(slopes, dim=1).double()
-        out.append(jacobian @ jacobian.transpose(1, 2))
+        out.append((jacobian @ jacobian.transpose(1, 2)).cpu())
     return torch.cat(out)
 
 
@@ -97,7 +97,7 @@ def _grams(model: AtomicTomography, tilt: int, sample: int = 5) -> tuple[float, 
     return (
         gram(model.sites, motion) / float(shift.sum() * _MOVE_ANGSTROM**2),
         gram(model.occupancy, torch.full_like(shift, _GROWTH)) / float(shape[:, 0, 0].sum() * _GROWTH**2),
-        strains @ strains.T,
+        (strains @ strains.T).cpu(),
     )
 
 

@@ -199,7 +199,7 @@ class Objective:
             index = torch.arange(part.start, part.stop)
             value = model(tilt, index, self.read(tilt, index), self.loss)
             value.backward()
-            total += value.detach()
+            total += value.detach().cpu()
         self.team.sum_(total, *(p.grad for p in self.parameters if p.grad is not None))
         return float(total)
 

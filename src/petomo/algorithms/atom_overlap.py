@@ -25,7 +25,7 @@ def transfer(model: AtomicTomography, q2: Tensor) -> Tensor:
     By what two copies of the aperture, shifted by the frequency, have in common. What varies slowly shows
     little, and a strong scatterer shows beyond twice the aperture as well.
     """
-    pupil = torch.fft.fft2(model.probe(0)).abs().square().sum(0).double()
+    pupil = torch.fft.fft2(model.probe(0).cpu()).abs().square().sum(0).double()
     common = torch.fft.fft2(torch.fft.ifft2(pupil).abs().square()).real.flatten()
     frequencies = (
         torch.fft.fftfreq(n, pixel, dtype=torch.float64)

@@ -253,10 +253,10 @@ def fit_probes(
         count = len(model.stray[tilt])
         index = torch.linspace(0, count - 1, min(count, options.probe_patterns)).long()
         phase = model.phase(tilt).detach()
-        pixels = model.relative_scan(tilt).detach()[index] / model.pixel_size
+        pixels = model.pixels(tilt, index).detach()
 
         def predict(members: Tensor) -> Tensor:
-            return diffract(phase, None, members.to(dtype), pixels, optics)
+            return diffract(phase, None, members.to(model.device, dtype), pixels, optics)
 
         data = level.read(tilt, index), level.loss, optics, level.members
         return fit_probe(probes[tilt], predict, *data, steps, centres[tilt], spreads)[0]
@@ -275,11 +275,11 @@ def _centred(shared: ProbeModel, start: ProbeModel) -> ProbeModel:
 
 
 def snapshot(model: AtomicTomography) -> dict:
-    """All that `restore` needs, as tensors."""
+    """All that `restore` needs, as tensors on the processor."""
     return {
         "numbers": torch.as_tensor(model.numbers),
         "parameters": {name: p.detach().clone() for name, p in model.named_parameters()},
-        "illumination": [model.probe(t).clone() for t in range(len(model.stray))],
+        "illumination": [model.probe(t).cpu().clone() for t in range(len(model.stray))],
     }
 
 

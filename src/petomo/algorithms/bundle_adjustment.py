@@ -125,7 +125,7 @@ class _Bundle(torch.nn.Module):
         parameter = torch.nn.Parameter
         self.points = parameter(points.clone())
         self.weights = parameter(weights.clone())
-        self.width = parameter(torch.full((len(points),), math.log(width), dtype=points.dtype))
+        self.width = parameter(points.new_full((len(points),), math.log(width)))
         self.angles = parameter(torch.stack([poses.phi, poses.theta, poses.psi], -1).to(points))
         self.tau = parameter(poses.tau.to(points).clone())
         # stretch along x, stretch along y, shear

@@ -112,7 +112,9 @@ def linear_tomography(
     state = dict(state or {})
     volume = state.get("volume")
     volume = rows_last(projections.new_zeros(geometry.volume.shape) if volume is None else volume)
+    volume = volume.to(projections.device)
     lookahead, momentum = rows_last(state.get("lookahead", volume)), state.get("momentum", 1.0)
+    lookahead = lookahead.to(projections.device)
     norm = state.get("norm") or operator_norm(weights, poses, geometry)
     shrinkage, total = state.get("shrinkage"), float(weights.sum())
     for iteration in range(state.get("iteration", 0) + 1, options.iterations + 1):

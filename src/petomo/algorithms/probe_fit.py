@@ -124,8 +124,8 @@ def fit_probe(
         )
         stray = _difference(probe, start, names)
         # dL/dp = dL/dI 2 a da/dp
-        gradient = jacobian @ (2 * slope * amplitude).flatten().double() + stray / widths**2
-        normal = loss.curvature * jacobian @ jacobian.T + torch.diag(widths**-2)
+        gradient = (jacobian @ (2 * slope * amplitude).flatten().double()).cpu() + stray / widths**2
+        normal = loss.curvature * (jacobian @ jacobian.T).cpu() + torch.diag(widths**-2)
         full = -torch.linalg.solve(normal * (1 + 1e-3 * torch.eye(len(names))), gradient)
         for share in (1.0, 0.3, 0.1):
             trial = moved(probe, dict(zip(names, (share * full).tolist(), strict=True)))

@@ -288,19 +288,18 @@ def volume_gradient(
     model: AtomicTomography, read: Callable, loss, shape: tuple[int, int, int], team: Team = ALONE
 ) -> Tensor:
     """Gradient of the loss in the potential of every voxel, ``z y x`` per volt, at the model's atoms."""
-    probe = model.probe(0)
-    volume = torch.zeros(shape, dtype=probe.real.dtype, requires_grad=True)
+    real, device = model.probe(0).real.dtype, model.device
+    volume = torch.zeros(shape, dtype=real, device=device, requires_grad=True)
     origin, total = torch.zeros(2, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
     for tilt, part in team.portions([len(s) for s in model.stray]):
         index = torch.arange(part.start, part.stop)
         phase = model.phase(tilt).detach().requires_grad_(True)
-        pixels = model.relative_scan(tilt).detach()[index] / model.pixel_size
-        optics = model.geometry.optics
-        value = multislice_loss(phase, None, model.probe(tilt), pixels, read(tilt, index), optics, loss)
+        waves = phase, None, model.probe(tilt), model.pixels(tilt, index).detach()
+        value = multislice_loss(*waves, read(tilt, index), model.geometry.optics, loss)
         (slope,) = torch.autograd.grad(value, phase)
         phi, theta, psi = model.angles.detach()[tilt]
         stack = rotate_and_bin(volume, phi, theta, psi, origin, model.geometry.slices)
         (back,) = torch.autograd.grad(stack, volume, slope * model.sigma)
-        total += back
+        total += back.cpu()
     team.sum_(total)
     return total

@@ -163,6 +163,9 @@ def align(
                 projections, weights, tilts, pixel_size, options.threshold, options.axis_span
             )
         state = {"iteration": 0, "stage": 0, "step": 0, **initial.to_dict()}
+    # what was saved comes back on the processor
+    large = {name: state[name].to(projections.device) for name in ("volume", "support") if name in state}
+    state = {**state, **large}
     while state["stage"] < len(options.stages):
         if state["step"] == 0:
             state = _begin_stage(problem, state)

@@ -63,7 +63,8 @@ class AtomicTomography(nn.Module):
     poses : Poses
         Start poses, one per tilt.
     probes : sequence of Tensor
-        ``(mode, y, x)`` complex at the plane z = 0, in root electrons, for every tilt.
+        ``(mode, y, x)`` complex at the plane z = 0, in root electrons, for every tilt. Slices and patterns
+        are computed on their device; what is refined stays on the processor.
     positions : sequence of Tensor
         Start positions ``(k, 2)`` as (x, y) in angstrom for every tilt.
     geometry : TomographyGeometry
@@ -107,6 +108,11 @@ class AtomicTomography(nn.Module):
         return self.geometry.slices.voxel
 
     @property
+    def device(self) -> torch.device:
+        """Where slices and patterns are computed."""
+        return self.probe(0).device
+
+    @property
     def poses(self) -> Poses:
         """Poses as they stand now (detached, float64)."""
         phi, theta, psi = self.angles.unbind(-1)
@@ -118,7 +124,7 @@ class AtomicTomography(nn.Module):
 
     def illuminate(self, tilt: int, probe: Tensor) -> None:
         """Replace the probe of a tilt; the number of modes may change."""
-        self.register_buffer(f"probe_{tilt}", probe)
+        self.register_buffer(f"probe_{tilt}", probe.to(self.device))
 
     def current_sites(self) -> Sites:
         """Copy of the specimen as it stands now."""
@@ -150,10 +156,15 @@ class AtomicTomography(nn.Module):
 
     def phase(self, tilt: int) -> Tensor:
         """Phase shifts of the slices, ``(slice, y, x)`` in radian (paper Eq. 5)."""
-        dtype = self.probe(tilt).real.dtype
-        slices = self.geometry.slices
-        stack = atomic_slices(self.lab(tilt), self.occupancy, self.variance, self.numbers, slices, dtype)
-        return stack * self.sigma
+        dtype, slices = self.probe(tilt).real.dtype, self.geometry.slices
+        lab, occupancy, variance = (
+            x.to(self.device) for x in (self.lab(tilt), self.occupancy, self.variance)
+        )
+        return atomic_slices(lab, occupancy, variance, self.numbers, slices, dtype) * self.sigma
+
+    def pixels(self, tilt: int, index: Tensor) -> Tensor:
+        """Probe positions in pixels of the slices ``(k, 2)``."""
+        return (self.relative_scan(tilt)[index] / self.pixel_size).to(self.device)
 
     def relative_scan(self, tilt: int) -> Tensor:
         """Probe positions relative to the specimen's origin ``(k, 2)`` in angstrom."""
@@ -199,13 +210,11 @@ class AtomicTomography(nn.Module):
 
     def forward(self, tilt: int, index: Tensor, measured: Tensor, loss: Loss) -> Tensor:
         """Loss summed over the patterns ``index`` of one tilt; ``measured`` in FFT order."""
-        pixels = self.relative_scan(tilt)[index] / self.pixel_size
-        return multislice_loss(
-            self.phase(tilt), None, self.probe(tilt), pixels, measured, self.geometry.optics, loss
-        )
+        waves = self.phase(tilt), None, self.probe(tilt), self.pixels(tilt, index)
+        return multislice_loss(*waves, measured, self.geometry.optics, loss)
 
     @torch.no_grad()
     def predict(self, tilt: int, index: Tensor) -> Tensor:
         """Model intensities ``(k, ky, kx)`` in FFT order, electrons."""
-        pixels = self.relative_scan(tilt)[index] / self.pixel_size
-        return diffract(self.phase(tilt), None, self.probe(tilt), pixels, self.geometry.optics)
+        waves = self.phase(tilt), None, self.probe(tilt), self.pixels(tilt, index)
+        return diffract(*waves, self.geometry.optics)

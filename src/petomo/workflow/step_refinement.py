@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -55,7 +54,6 @@ def refinement(context: RunContext) -> None:
         why = "no atoms were traced" if elements else "analysis.atoms.elements does not say which there are"
         context.reporter.log(f"{STAGE}: left out, " + ("as asked" if settings.rounds == 0 else why))
         return
-    context = replace(context, device=torch.device("cpu"))  # small matrices, many of them
     grids = plan_grids(context.series, context.config)
     levels, options = refinement_levels(context, grids), atom_options(context)
     model, probes = _start(context, grids, atoms, levels[0])
@@ -130,7 +128,7 @@ def _start(
             zip(series, read_probes(folder / "probes.h5").defocus, strict=True)
         )
     ]
-    waves = [p.ensemble(grids.window, energy, level.members).to(dtype) for p in probes]
+    waves = [p.ensemble(grids.window, energy, level.members).to(context.device, dtype) for p in probes]
     many = len(atoms)
     sites = Sites(
         atoms.numbers,

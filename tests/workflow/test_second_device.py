@@ -1,0 +1,59 @@
+"""What runs on a GPU runs on any second device, and comes to the same there."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_stages import contents
+
+sys.path.append(str(Path(__file__).parents[1] / "second_device"))
+sys.path.append(str(Path(__file__).parents[1] / "algorithms"))
+
+import team_lab
+from device import lacking
+
+from petomo.io.artefacts import read_atoms
+
+LAB = Path(__file__).parents[1] / "second_device" / "lab.py"
+
+
+def assert_near(found, expected, tolerance):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        size = float(value.abs().max())
+        assert float((found[key] - value).abs().max()) <= tolerance * max(size, 1e-9), key
+
+
+@pytest.mark.skipif(lacking() is not None, reason=f"building the device needs {lacking()}")
+def test_solvers_and_a_run_with_stops(minute, tmp_path):
+    shutil.copy(minute / "run.yaml", tmp_path)
+    shutil.copytree(minute / "data", tmp_path / "data")
+    done = subprocess.run([sys.executable, LAB, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for case in team_lab.CASES:
+        single = case == "single"
+        assert_near(torch.load(tmp_path / f"{case}.pt"), team_lab.solve(case), 1e-5 if single else 1e-9)
+    assert_near(torch.load(tmp_path / "atoms.pt"), team_lab.refine(), 1e-6)
+    found, expected = contents(tmp_path / "second"), contents(minute / "run")
+    for folder in (found, expected):
+        for key in ("names", "metrics", "defocus"):
+            folder.pop(key)
+    assert_near(*({k: torch.from_numpy(v) for k, v in each.items()} for each in (found, expected)), 1e-3)
+    one, other = (read_atoms(folder / "atoms.xyz") for folder in (tmp_path / "second", minute / "run"))
+    assert one.get_chemical_symbols() == other.get_chemical_symbols()
+    assert abs(one.positions - other.positions).max() < 1e-3, "angstrom"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", team_lab.CASES)
+def test_solvers_on_a_gpu(case):
+    tolerance = 1e-4 if case == "single" else 1e-6
+    assert_near(team_lab.solve(case, device=torch.device("cuda")), team_lab.solve(case), tolerance)
+
+
+@pytest.mark.gpu
+def test_refinement_of_atoms_on_a_gpu():
+    assert_near(team_lab.refine(device=torch.device("cuda")), team_lab.refine(), 1e-5)

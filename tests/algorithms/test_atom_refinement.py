@@ -351,6 +351,21 @@ def test_resumes_to_the_same_result():
     assert bool((errors > 0).all())
 
 
+def test_without_halves_errors_are_the_hessian_s():
+    model = truth()
+    read, nominal = reader(model), model.angles.data[:, 1].clone()
+    nudge(model)
+    options = AtomOptions(iterations=2, half_iterations=0, probe_patterns=9)
+    level, start = Level(model.geometry, read, Poisson(), 8, 1), [probe_model(t) for t in range(len(TILTS))]
+    said = list(refine_atoms(model, start, [level], nominal, [13, 8], options))
+    assert [s.iteration for s in said] == [1, 2, 2]
+    assert said[-1].extras["halves"] == 0.0
+    assert said[-1].loss == said[-2].loss
+    curvatures = Curvatures(model, level.loss.curvature, said[-1].state["curvatures"])
+    expected = position_errors(model, curvatures, adapted(options, model, nominal).precisions())
+    torch.testing.assert_close(said[-1].state["errors"], expected, rtol=1e-6, atol=0)
+
+
 def test_positions_stay_when_they_are_weighed_anew():
     """What strays have in common, by the new weights, goes over to shift and distortion."""
     model = truth()
@@ -409,7 +424,7 @@ def test_standard_errors_are_those_of_the_atoms(disturbed):
         curvatures = Curvatures(model, 4.0)
         solver = minimise(target, target.point(), target.preconditioner(curvatures))
         target.go(list(itertools.islice(solver, 10))[-1].point)
-        halves = Halves(model, read, Poisson(), target.nominal, target.options, curvatures.positions)
+        halves = Halves(model, read, Poisson(), target.nominal, target.options, curvatures)
         for _ in range(8):
             halves.step()
         errors = position_errors(model, curvatures, target.options.precisions(), halves.sites())

@@ -19,10 +19,10 @@ def lacking() -> str | None:
 
 
 def make_device(folder: Path) -> torch.device:
-    """Build the device in ``folder`` and let torch know it, for the rest of this process."""
+    """Build the device in ``folder``, if it is not there, and let torch know it until this process ends."""
     from torch.utils.cpp_extension import load
 
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     source = str(Path(__file__).with_suffix(".cpp"))
     load(NAME, [source], ["-O1"], build_directory=str(folder), is_python_module=False)
     torch.utils.rename_privateuse1_backend(NAME)

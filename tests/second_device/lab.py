@@ -1,4 +1,4 @@
-"""What `test_second_device` does in a process of its own: ``python lab.py FOLDER``."""
+"""What `test_second_device` does in processes of its own: ``python lab.py FOLDER``, or several at once."""
 
 import os
 import sys
@@ -6,19 +6,45 @@ import traceback
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from device import make_device
 
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "algorithms"), str(TESTS / "workflow")]
 
+import team_lab  # noqa: E402
 
-def solvers(folder, device):
+from petomo.core.parallel import ALONE, assembled  # noqa: E402
+
+
+def solvers(folder, device, team=ALONE):
     """Every case of the teams', on the device."""
-    import team_lab
-
     for case in team_lab.CASES:
-        torch.save(team_lab.solve(case, device=device), folder / f"{case}.pt")
-    torch.save(team_lab.refine(device=device), folder / "atoms.pt")
+        torch.save(team_lab.solve(case, team, device), folder / f"{case}_{team.rank}_of_{team.size}.pt")
+    torch.save(team_lab.refine(team, device), folder / f"atoms_{team.rank}_of_{team.size}.pt")
+
+
+def relay(name):
+    """Let a collective of gloo take tensors of the device, as NCCL does: all of one device."""
+    collective = getattr(dist, name)
+
+    def relayed(*arguments):
+        assert len({x.device for x in arguments if isinstance(x, torch.Tensor)}) == 1
+        near = [x.cpu() if isinstance(x, torch.Tensor) else x for x in arguments]
+        collective(*near)
+        for x, result in zip(arguments, near, strict=True):
+            if isinstance(x, torch.Tensor):
+                x.copy_(result)
+
+    setattr(dist, name, relayed)
+
+
+def together(folder, device):
+    """The solvers by all processes of the launcher."""
+    for name in ("all_reduce", "broadcast", "all_to_all_single"):
+        relay(name)
+    with assembled() as team:
+        solvers(folder, device, team)
 
 
 def run(folder, device):
@@ -37,8 +63,8 @@ def main(folder):
     torch.set_num_threads(1)
     try:
         device = make_device(Path(folder) / "build")
-        solvers(Path(folder), device)
-        run(Path(folder), device)
+        for work in (together,) if "RANK" in os.environ else (solvers, run):
+            work(Path(folder), device)
         code = 0
     except Exception:
         traceback.print_exc()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from petomo.models.atomic_tomography import AtomicTomography
 
 _MOVE_ANGSTROM, _GROWTH, _STRETCH = 0.02, 0.02, 5e-3
 _BLOCK = 512
+_SAMPLE = 64  # positions of a tilt, or a fifth where that is less, tell the curvatures of all
 
 
 class Curvatures:
@@ -53,6 +56,13 @@ class Curvatures:
         self.moves, self.shapes = (curvature * torch.tensor(g, dtype=torch.float64) for g in (moves, shapes))
         self.strain = curvature * torch.stack(strain)
 
+    def every_other(self, first: int) -> Curvatures:
+        """The same for every other tilt from ``first`` on."""
+        out = copy(self)
+        for name, values in vars(self).items():
+            setattr(out, name, values[first::2])
+        return out
+
 
 @torch.no_grad()
 def position_gram(model: AtomicTomography, tilt: int) -> Tensor:
@@ -70,10 +80,10 @@ def position_gram(model: AtomicTomography, tilt: int) -> Tensor:
 
 
 @torch.no_grad()
-def _grams(model: AtomicTomography, tilt: int, sample: int = 5) -> tuple[float, float, Tensor]:
+def _grams(model: AtomicTomography, tilt: int) -> tuple[float, float, Tensor]:
     """``sum (da/dp)^2`` for moving atoms, growing ones and strains, from some of the positions."""
     count = len(model.stray[tilt])
-    index = torch.arange(0, count, max(sample, count // _BLOCK))  # some hundred tell it
+    index = torch.arange(0, count, max(5, count // _SAMPLE))
     base = model.predict(tilt, index).sqrt()
 
     def slope(*changes: tuple[Tensor, Tensor]) -> Tensor:

@@ -37,7 +37,8 @@ class AtomOptions:
     tolerance : float
         A round ends when an iteration gains less than this for each unknown, as a logarithm of likelihood.
     half_iterations, half_tolerance : int, float
-        The same of the halves of the tilts, for the standard errors, which have to come apart.
+        The same of the halves of the tilts, for the standard errors, which have to come apart. With 0
+        iterations the errors are those of counting noise.
     probe_patterns : int
         How many patterns of a tilt its probe is fitted to.
     least_occupancy : float

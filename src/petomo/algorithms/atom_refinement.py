@@ -107,9 +107,10 @@ def refine_atoms(
         ``loss`` is the mean per pattern, priors included; ``extras`` has the round and the number of atoms.
         The last one's ``state`` has ``errors``, the standard errors of the sites ``(atom, 3)``.
     """
-    start, probes, first, positions = list(probes), list(probes), 0, None
+    start, probes, first, positions, reached = list(probes), list(probes), 0, None, 0.0
     if state is not None:
         first, probes = int(state["round"]), [ProbeModel.from_dict(p) for p in state["probes"]]
+        reached = float(state.get("value", 0.0))  # none in checkpoints of earlier versions
         positions = [torch.as_tensor(p) for p in state["curvatures"]] or None
         for tilt, known in enumerate(positions or ()):
             model.weigh_positions(tilt, known)
@@ -120,9 +121,7 @@ def refine_atoms(
         level, last = schedule[number], number == len(schedule) - 1
         if team.size > 1:  # processors of different makes may differ where a threshold is met to the last bit
             restore(model, team.from_main(snapshot(model)))
-        begun = _state(model, probes, number, positions)
-        if number and level is not schedule[number - 1]:
-            positions = None
+        begun = _state(model, probes, number, positions, reached)
         model.geometry = level.geometry
         probes = fit_probes(model, probes, level, options, start, number == 0, team)
         curvatures = Curvatures(model, level.loss.curvature, positions, team)
@@ -153,10 +152,11 @@ def refine_atoms(
         if not last:
             extras |= _review(model, level, elements, options, curvatures.shapes, team)
         extras["atoms"] = float(len(model.numbers))
-        end = _state(model, probes, number + 1, positions)
-        yield Status((number + 1) * options.iterations, now.value / patterns, extras, end)
+        reached = now.value
+        end = _state(model, probes, number + 1, positions, reached)
+        yield Status((number + 1) * options.iterations, reached / patterns, extras, end)
     if first <= len(schedule):
-        yield from _compare_halves(model, probes, schedule, nominal, options, positions, team)
+        yield from _compare_halves(model, probes, schedule, nominal, options, positions, reached, team)
 
 
 def _compare_halves(
@@ -166,18 +166,22 @@ def _compare_halves(
     nominal: Tensor,
     options: AtomOptions,
     positions: list[Tensor] | None,
+    value: float,
     team: Team,
 ) -> Iterator[Status]:
-    """Refine each half of the tilts on its own, and get standard errors from their disagreement."""
+    """Refine each half of the tilts on its own, and get standard errors from their disagreement.
+
+    ``value`` is what the refinement of all came to.
+    """
     level, done = schedule[-1], len(schedule)
     model.geometry = level.geometry
     curvatures = Curvatures(model, level.loss.curvature, positions, team)
     expected = adapted(options, model, nominal)
-    begun, patterns = _state(model, probes, done, positions), sum(len(s) for s in model.stray)
-    halves, value = None, 0.0
-    if len(nominal) >= LEAST_TILTS:
+    begun, patterns = _state(model, probes, done, positions, value), sum(len(s) for s in model.stray)
+    halves = None
+    if len(nominal) >= LEAST_TILTS and options.half_iterations:
         # not cautious: against half of the patterns that would hide what they disagree on
-        halves = Halves(model, level.read, level.loss, nominal, expected, curvatures.positions, team)
+        halves = Halves(model, level.read, level.loss, nominal, expected, curvatures, team)
         for step in range(1, options.half_iterations + 1):
             gain, value = halves.step(), halves.value
             if gain < options.half_tolerance:
@@ -190,7 +194,7 @@ def _compare_halves(
     there = torch.nonzero(model.occupancy.detach() >= options.least_occupancy)[:, 0]
     keep_sites(model, model.current_sites().select(there.numpy()))
     extras = {"halves": 2.0 if halves else 0.0, "atoms": float(len(model.numbers))}
-    end = _state(model, probes, done + 1, positions) | {"errors": errors[there]}
+    end = _state(model, probes, done + 1, positions, value) | {"errors": errors[there]}
     yield Status(done * options.iterations + options.half_iterations, value / patterns, extras, end)
 
 
@@ -214,10 +218,15 @@ def _review(
 
 
 def _state(
-    model: AtomicTomography, probes: Sequence[ProbeModel], finished: int, curvatures: list[Tensor] | None
+    model: AtomicTomography,
+    probes: Sequence[ProbeModel],
+    finished: int,
+    curvatures: list[Tensor] | None,
+    value: float,
 ) -> dict:
     fits = [p.to_dict() for p in probes]
-    return {"round": finished, "probes": fits, "curvatures": curvatures or [], **snapshot(model)}
+    known = {"round": finished, "probes": fits, "curvatures": curvatures or [], "value": value}
+    return known | snapshot(model)
 
 
 def fit_probes(

@@ -33,8 +33,8 @@ class Halves:
         At the minimum; left as it is.
     read, loss, nominal, options
         As for `petomo.algorithms.atom_objective.Objective`.
-    curvatures : list of Tensor
-        Of the scan positions, see `petomo.algorithms.atom_curvatures.Curvatures`.
+    curvatures : Curvatures
+        There.
     team : Team
         As for `petomo.algorithms.atom_objective.Objective`.
     """
@@ -46,21 +46,20 @@ class Halves:
         loss,
         nominal: Tensor,
         options: AtomOptions,
-        curvatures: list[Tensor],
+        curvatures: Curvatures,
         team: Team = ALONE,
     ):
         count = len(nominal)
         self.models = [model.subset(range(first, count, 2)) for first in (0, 1)]
         self.solvers: list[Iterator[Iterate]] = []
         for first, part in enumerate(self.models):
-            own = Curvatures(part, loss.curvature, curvatures[first::2], team)
             read_half = _every_other(read, first)
             objective = Objective(part, read_half, loss, nominal[first::2], options, team)
             self.solvers.append(
                 minimise(
                     objective,
                     objective.point(),
-                    objective.preconditioner(own),
+                    objective.preconditioner(curvatures.every_other(first)),
                     objective.longest(),
                     objective.least(),
                 )

@@ -224,6 +224,11 @@ class RefinementSettings(Section):
     iterations: PositiveInt = Field(
         default=6, description="most quasi-Newton iterations a round, which ends when they gain little"
     )
+    half_iterations: NonNegativeInt = Field(
+        default=12,
+        description="most iterations of two halves of the tilts, which say what the standard errors are; "
+        "0 = saves that time and gives those of counting noise alone, which are too small",
+    )
     theta_width_degree: PositiveFloat = Field(
         default=0.3, description="most error expected of the stage tilt (standard deviation)"
     )

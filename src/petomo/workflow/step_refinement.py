@@ -81,6 +81,7 @@ def atom_options(context: RunContext) -> AtomOptions:
     settings = context.config.refinement
     return AtomOptions(
         iterations=settings.iterations,
+        half_iterations=settings.half_iterations,
         theta_width=math.radians(settings.theta_width_degree),
         affine_width=settings.affine_width,
         stray_width=settings.position_width_angstrom,

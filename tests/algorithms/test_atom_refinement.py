@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import assert_gradients
+from helpers import assert_gradients, relative_error
 from petomo.algorithms.atom_curvatures import Curvatures
 from petomo.algorithms.atom_objective import AtomOptions, Objective, adapted
 from petomo.algorithms.atom_refinement import Level, refine_atoms, restore, snapshot
@@ -26,8 +26,10 @@ from petomo.algorithms.site_review import (
     overlaps,
     split_heavy,
     strength,
+    volume_gradient,
 )
 from petomo.analysis.matching import register
+from petomo.core import memory
 from petomo.core.scan import affine_basis
 from petomo.models.atomic_tomography import AtomicTomography, Sites
 from petomo.objectives.losses import Poisson
@@ -105,6 +107,28 @@ def test_gradient_of_every_parameter():
         slope = (value[0] - 8 * value[1] + 8 * value[2] - value[3]) / (12 * h)
         assert slope == pytest.approx(float(gradient @ direction), rel=1e-5, abs=1e-4), name
         start = stop
+
+
+def test_what_is_read_at_a_time_changes_nothing(monkeypatch):
+    model = truth()
+    read, sizes = reader(model), []
+    nudge(model)
+
+    def counted(tilt, index):
+        sizes.append(len(index))
+        return read(tilt, index)
+
+    target = objective(model, counted)
+    value, gradient = target(target.point())
+    in_volume = volume_gradient(model, counted, Poisson(), (13, 15, 16))
+    assert set(sizes) == {36}
+    monkeypatch.setattr(memory, "READ_BYTES", 4 * 10 * model.probe(0)[0].numel())
+    sizes.clear()
+    again, other = target(target.point())
+    assert sizes[:4] == [10, 10, 10, 6]
+    assert again == pytest.approx(value, rel=1e-12)
+    assert relative_error(other, gradient) < 1e-10
+    assert relative_error(volume_gradient(model, counted, Poisson(), (13, 15, 16)), in_volume) < 1e-10
 
 
 def test_moving_the_specimen_by_tau_moves_the_scan_back():

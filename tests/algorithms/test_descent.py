@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from helpers import relative_error
-from petomo.algorithms import descent
 from petomo.algorithms.descent import reconstruct
 from petomo.algorithms.descent_options import DescentOptions, Schedule
+from petomo.core import memory
 from petomo.core.errors import UserError
 from petomo.io.checkpoint import load_checkpoint, save_checkpoint
 from petomo.objectives.losses import Amplitude, Poisson
@@ -206,7 +206,7 @@ def test_a_tilt_may_be_one_step_whatever_is_read_at_a_time(monkeypatch, absorpti
     for parts in (1, 5):
         model, read = problem(absorption=absorption, dtype=torch.float64)
         patterns, pixels = len(model.positions[0]), model.probes[0][0].numel()
-        monkeypatch.setattr(descent, "READ_BYTES", 4 * pixels * -(-patterns // parts))
+        monkeypatch.setattr(memory, "READ_BYTES", 4 * pixels * -(-patterns // parts))
         sizes, turned, phase = [], [], model.phase
 
         def counted(tilt, index, read=read, sizes=sizes):

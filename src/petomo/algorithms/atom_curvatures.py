@@ -67,12 +67,12 @@ class Curvatures:
 @torch.no_grad()
 def position_gram(model: AtomicTomography, tilt: int) -> Tensor:
     """``sum (da/dr)(da/dr)^T`` for every scan position of a tilt, ``(k, 2, 2)`` per square angstrom."""
-    tau, out = model.tau, []  # which moves the whole scan
+    tau, out, phase = model.tau, [], model.phase(tilt)  # tau moves the whole scan
     for index in torch.arange(len(model.stray[tilt])).split(_BLOCK):
-        base, slopes = model.predict(tilt, index).sqrt(), []
+        base, slopes = model.predict(tilt, index, phase).sqrt(), []
         for axis in (0, 1):
             tau.data[tilt, axis] -= _MOVE_ANGSTROM
-            slopes.append((model.predict(tilt, index).sqrt() - base).flatten(1) / _MOVE_ANGSTROM)
+            slopes.append((model.predict(tilt, index, phase).sqrt() - base).flatten(1) / _MOVE_ANGSTROM)
             tau.data[tilt, axis] += _MOVE_ANGSTROM
         jacobian = torch.stack(slopes, dim=1).double()
         out.append((jacobian @ jacobian.transpose(1, 2)).cpu())

@@ -197,10 +197,13 @@ class Objective:
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
         for tilt, part in self.team.portions([len(s) for s in model.stray]):
-            index = torch.arange(part.start, part.stop)
-            value = model(tilt, index, self.read(tilt, index), self.loss)
-            value.backward()
-            total += value.detach().cpu()
+            phase = model.phase(tilt)
+            leaf = phase.detach().requires_grad_()
+            for index in model.parts(tilt, torch.arange(part.start, part.stop)):
+                value = model(tilt, index, self.read(tilt, index), self.loss, leaf)
+                value.backward()
+                total += value.detach().cpu()
+            phase.backward(leaf.grad)
         self.team.sum_(total, *(p.grad for p in self.parameters if p.grad is not None))
         return float(total)
 

@@ -20,6 +20,7 @@ from petomo.algorithms.descent_work import Work
 from petomo.algorithms.refinement import refine_geometry
 from petomo.algorithms.status import Status
 from petomo.core.errors import UserError, WrongNumbers
+from petomo.core.memory import patterns_at_once
 from petomo.core.parallel import ALONE, Team
 from petomo.core.pose import rotation_matrices
 from petomo.models.ptycho_tomography import PtychoTomography
@@ -38,8 +39,6 @@ from petomo.physics.multislice import Loss
 from petomo.physics.probe import orthogonalise
 
 Model = Ptychography | PtychoTomography
-
-READ_BYTES = 1 << 26  # of counts read at a time
 
 #: ``read(tilt, index) -> (k, ky, kx)`` electrons in FFT order on the model's device.
 Reader = Callable[[int, Tensor], Tensor]
@@ -189,8 +188,8 @@ def _gradients(model, read, loss, tilt, index, team) -> tuple[float, float]:
     turned = model.phase(tilt, team)
     slices = tuple(None if s is None else s.detach().requires_grad_(s.requires_grad) for s in turned)
     sums = torch.zeros(2, dtype=torch.float64, device=model.volume.device)
-    part = max(1, READ_BYTES // (4 * model.probes[tilt][0].numel()))
-    for mine in index[team.share(len(index))].split(part):
+    part = index[team.share(len(index))]
+    for mine in part.split(patterns_at_once(model.probes[tilt][0].numel())):
         measured = read(tilt, mine)
         value = model(tilt, mine.to(sums.device), measured, loss, slices)
         if value.requires_grad:  # early on a schedule may hold everything

@@ -292,11 +292,12 @@ def volume_gradient(
     volume = torch.zeros(shape, dtype=real, device=device, requires_grad=True)
     origin, total = torch.zeros(2, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
     for tilt, part in team.portions([len(s) for s in model.stray]):
-        index = torch.arange(part.start, part.stop)
         phase = model.phase(tilt).detach().requires_grad_(True)
-        waves = phase, None, model.probe(tilt), model.pixels(tilt, index).detach()
-        value = multislice_loss(*waves, read(tilt, index), model.geometry.optics, loss)
-        (slope,) = torch.autograd.grad(value, phase)
+        slope = torch.zeros_like(phase)
+        for index in model.parts(tilt, torch.arange(part.start, part.stop)):
+            waves = phase, None, model.probe(tilt), model.pixels(tilt, index).detach()
+            value = multislice_loss(*waves, read(tilt, index), model.geometry.optics, loss)
+            slope += torch.autograd.grad(value, phase)[0]
         phi, theta, psi = model.angles.detach()[tilt]
         stack = rotate_and_bin(volume, phi, theta, psi, origin, model.geometry.slices)
         (back,) = torch.autograd.grad(stack, volume, slope * model.sigma)

@@ -1,10 +1,17 @@
-"""What the C library does with memory that is freed."""
+"""How much memory is taken at a time, and what becomes of it when it is freed."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 from functools import lru_cache
+
+READ_BYTES = 1 << 26  # of counts read at a time
+
+
+def patterns_at_once(pixels: int) -> int:
+    """How many patterns of so many pixels are read at a time."""
+    return max(1, READ_BYTES // (4 * pixels))
 
 
 @lru_cache

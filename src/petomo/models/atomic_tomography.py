@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from petomo.core.electron import interaction_constant
+from petomo.core.memory import patterns_at_once
 from petomo.core.pose import Poses, rotation_matrices
 from petomo.core.scan import affine_basis, turn_scan
 from petomo.models.ptycho_tomography import TomographyGeometry
@@ -208,13 +209,24 @@ class AtomicTomography(nn.Module):
         """Probe positions on the scan's axes ``(k, 2)`` in angstrom (detached)."""
         return (self.relative_scan(tilt) + self.tau[tilt]).detach()
 
-    def forward(self, tilt: int, index: Tensor, measured: Tensor, loss: Loss) -> Tensor:
-        """Loss summed over the patterns ``index`` of one tilt; ``measured`` in FFT order."""
-        waves = self.phase(tilt), None, self.probe(tilt), self.pixels(tilt, index)
+    def parts(self, tilt: int, index: Tensor) -> Sequence[Tensor]:
+        """Patterns of a tilt, as many at a time as are read at once."""
+        return index.split(patterns_at_once(self.probe(tilt)[0].numel()))
+
+    def forward(
+        self, tilt: int, index: Tensor, measured: Tensor, loss: Loss, phase: Tensor | None = None
+    ) -> Tensor:
+        """Loss summed over the patterns ``index`` of one tilt; ``measured`` in FFT order.
+
+        ``phase`` is what `phase` gave.
+        """
+        phase = self.phase(tilt) if phase is None else phase
+        waves = phase, None, self.probe(tilt), self.pixels(tilt, index)
         return multislice_loss(*waves, measured, self.geometry.optics, loss)
 
     @torch.no_grad()
-    def predict(self, tilt: int, index: Tensor) -> Tensor:
-        """Model intensities ``(k, ky, kx)`` in FFT order, electrons."""
-        waves = self.phase(tilt), None, self.probe(tilt), self.pixels(tilt, index)
+    def predict(self, tilt: int, index: Tensor, phase: Tensor | None = None) -> Tensor:
+        """Model intensities ``(k, ky, kx)`` in FFT order, electrons; ``phase`` is what `phase` gave."""
+        phase = self.phase(tilt) if phase is None else phase
+        waves = phase, None, self.probe(tilt), self.pixels(tilt, index)
         return diffract(*waves, self.geometry.optics)

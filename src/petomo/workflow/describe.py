@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from petomo.algorithms.descent import READ_BYTES
 from petomo.core.dataset import TiltSeries
 from petomo.core.electron import defocus_in_words, mrad_to_inverse_angstrom, wavelength
 from petomo.core.errors import UserError
 from petomo.core.machine import duration_in_words
+from petomo.core.memory import READ_BYTES
 from petomo.io.readers import open_tilt
 from petomo.io.settings import DataSettings
 from petomo.io.sources import open_source

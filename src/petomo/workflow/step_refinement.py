@@ -123,7 +123,8 @@ def _start(
             (_SOURCE**2, _SOURCE**2, 0.0),
             _FOCAL**2,
             {"C10": -defocus},
-            float(level.read(number, torch.arange(len(tilt))).double().sum()) / len(tilt),
+            sum(float(level.read(number, part).double().sum()) for part in torch.arange(len(tilt)).split(512))
+            / len(tilt),
         )
         for number, (tilt, defocus) in enumerate(
             zip(series, read_probes(folder / "probes.h5").defocus, strict=True)

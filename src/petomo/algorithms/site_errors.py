@@ -34,7 +34,7 @@ class Halves:
     read, loss, nominal, options
         As for `petomo.algorithms.atom_objective.Objective`.
     curvatures : Curvatures
-        There.
+        Of the model where it stands.
     team : Team
         As for `petomo.algorithms.atom_objective.Objective`.
     """

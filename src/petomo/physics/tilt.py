@@ -62,18 +62,24 @@ class Csr(NamedTuple):
         )
 
 
-def _to_csr(matrix: scipy.sparse.csr_array, dtype: torch.dtype, device: torch.device) -> Csr:
+def _to_csr(
+    matrix: scipy.sparse.csr_array, values: np.ndarray, dtype: torch.dtype, device: torch.device
+) -> Csr:
     return Csr(
         torch.as_tensor(matrix.indices.astype(np.int32), device=device),
         torch.as_tensor(matrix.indptr.astype(np.int32), device=device),
-        torch.as_tensor(matrix.data, dtype=dtype, device=device),
+        torch.as_tensor(values, dtype=dtype, device=device),
     )
 
 
+@lru_cache(maxsize=2)
 def _tilt_matrix(
-    theta: float, depth: int, width: int, geometry: SliceGeometry, kind: Interpolation, derivative: bool
+    theta: float, depth: int, width: int, geometry: SliceGeometry, kind: Interpolation
 ) -> scipy.sparse.csr_array:
-    """Sparse ``(slice * x_out, z * x_in)`` matrix of Ry(theta) and the line integral over slices."""
+    """Sparse ``(slice * x_out, z * x_in)`` matrix of Ry(theta) and the line integral over slices.
+
+    Its imaginary part is its derivative with respect to theta, which has the same places.
+    """
     kernel, half = KERNELS[kind]
     s, n, out = geometry.slices, geometry.samples, geometry.shape[1]
     step = geometry.thickness / n / geometry.voxel
@@ -94,10 +100,8 @@ def _tilt_matrix(
         for b, kx in enumerate(taps):
             ix = x0 + kx + width // 2
             inside = (iz >= 0) & (iz < depth) & (ix >= 0) & (ix < width)
-            if derivative:
-                weight = wz[a][0] * wx[b][1] * dx + wz[a][1] * wx[b][0] * dz
-            else:
-                weight = wz[a][0] * wx[b][0]
+            slope = wz[a][0] * wx[b][1] * dx + wz[a][1] * wx[b][0] * dz
+            weight = wz[a][0] * wx[b][0] + 1j * slope
             rows.append(row[inside])
             columns.append((iz * width + ix)[inside])
             values.append(weight[inside] * step)
@@ -107,13 +111,15 @@ def _tilt_matrix(
 
 def _tilt_operator(theta, depth, width, geometry, kind, dtype, device) -> tuple[Csr, Csr]:
     """The tilt matrix and its transpose."""
-    matrix = _tilt_matrix(theta, depth, width, geometry, kind, derivative=False)
-    return _to_csr(matrix, dtype, device), _to_csr(matrix.T.tocsr(), dtype, device)
+    matrix = _tilt_matrix(theta, depth, width, geometry, kind)
+    one, other = (_to_csr(m, np.real(m.data), dtype, device) for m in (matrix, matrix.T.tocsr()))
+    return one, other
 
 
 def _tilt_slope(theta, depth, width, geometry, kind, dtype, device) -> Csr:
     """Derivative of the tilt matrix with respect to theta."""
-    return _to_csr(_tilt_matrix(theta, depth, width, geometry, kind, derivative=True), dtype, device)
+    matrix = _tilt_matrix(theta, depth, width, geometry, kind)
+    return _to_csr(matrix, np.imag(matrix.data), dtype, device)
 
 
 _known_tilt_operator = lru_cache(maxsize=128)(_tilt_operator)

@@ -110,11 +110,10 @@ def linear_tomography(
     options = options or TomographyOptions()
     weights = torch.ones_like(projections) if weights is None else weights.expand_as(projections)
     state = dict(state or {})
-    volume = state.get("volume")
-    volume = rows_last(projections.new_zeros(geometry.volume.shape) if volume is None else volume)
-    volume = volume.to(projections.device)
-    lookahead, momentum = rows_last(state.get("lookahead", volume)), state.get("momentum", 1.0)
-    lookahead = lookahead.to(projections.device)
+    volume, device = state.get("volume"), projections.device
+    volume = projections.new_zeros(geometry.volume.shape) if volume is None else volume.to(device)
+    volume, momentum = rows_last(volume), state.get("momentum", 1.0)
+    lookahead = rows_last(state.get("lookahead", volume).to(device))
     norm = state.get("norm") or operator_norm(weights, poses, geometry)
     shrinkage, total = state.get("shrinkage"), float(weights.sum())
     for iteration in range(state.get("iteration", 0) + 1, options.iterations + 1):

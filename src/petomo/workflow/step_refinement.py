@@ -110,7 +110,8 @@ def refinement_levels(context: RunContext, grids: Grids) -> list[Level]:
 def _start(
     context: RunContext, grids: Grids, atoms: Atoms, level: Level
 ) -> tuple[AtomicTomography, list[ProbeModel]]:
-    series, folder = context.series, context.inputs(STAGE)
+    series, folder, reader = context.series, context.inputs(STAGE), level.read
+    assert isinstance(reader, PatternReader)  # as `refinement_levels` makes them
     energy, dtype = series[0].energy_ev, complex_dtype(context.config)
     poses, _ = read_poses(folder / "poses.json")
     positions, nominal = read_positions(folder / "positions.h5")
@@ -123,8 +124,7 @@ def _start(
             (_SOURCE**2, _SOURCE**2, 0.0),
             _FOCAL**2,
             {"C10": -defocus},
-            sum(float(level.read(number, part).double().sum()) for part in torch.arange(len(tilt)).split(512))
-            / len(tilt),
+            float(reader.mean(number).double().sum()),
         )
         for number, (tilt, defocus) in enumerate(
             zip(series, read_probes(folder / "probes.h5").defocus, strict=True)
